@@ -25,14 +25,15 @@ std::string_view ModelFamilyName(ModelFamily family);
 
 // How rotary frequencies are stretched past the positions a model was first trained on.
 //
-//   inv_freq[i] = theta^(-2i / head_dim), i in [0, head_dim / 2), pairs (i, i + head_dim / 2)
-//   rotate together ("rotate half"). kLinear:  inv_freq / factor. kLlama3:  with wavelen = 2 pi /
-//   inv_freq, old = original_max_positions:
-//               wavelen > old / low_freq_factor   -> inv_freq / factor
-//               wavelen < old / high_freq_factor  -> inv_freq
-//               between: s = (old / wavelen - low_freq_factor) / (high_freq_factor -
-//               low_freq_factor),
-//                        (1 - s) * inv_freq / factor + s * inv_freq
+//   base:    inv_freq[i] = theta^(-2i / head_dim), i in [0, head_dim / 2)
+//   rotation: the pair (i, i + head_dim / 2) by the angle position * inv_freq[i] ("rotate half")
+//
+//   kLinear: inv_freq / factor
+//   kLlama3: with wavelen = 2 pi / inv_freq, old = original_max_positions
+//     wavelen > old / low_freq_factor  ->  inv_freq / factor
+//     wavelen < old / high_freq_factor ->  inv_freq
+//     between:  s = (old / wavelen - low_freq_factor) / (high_freq_factor - low_freq_factor)
+//               (1 - s) * inv_freq / factor + s * inv_freq
 struct RopeScaling {
   enum class Kind { kNone, kLinear, kLlama3 };
 
