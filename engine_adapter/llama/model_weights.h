@@ -1,9 +1,9 @@
 // ModelWeights holds the mapped weight files of one model and names every tensor the forward pass
 // needs.
 //
-// Once Open() succeeds nothing can be missing: each tensor is present, with the shape that
-// ModelConfig demands. Weights follow the Hugging Face convention: a projection is [out_features,
-// in_features], row-major, so y = W x.
+// Once Open() succeeds nothing is missing and nothing is left over: each tensor is present, with
+// the shape that ModelConfig demands. Weights follow the Hugging Face convention: a projection is
+// [out_features, in_features], row-major, so y = W x.
 //
 // Threads: immutable after Open().
 // Ownership: the views live as long as the ModelWeights (moving it keeps them valid).

@@ -1,0 +1,250 @@
+#include "engine_adapter/llama/model_weights.h"
+
+#include <absl/status/status.h>
+#include <absl/strings/escaping.h>
+#include <absl/strings/str_cat.h>
+#include <absl/strings/str_join.h>
+#include <openssl/evp.h>
+
+#include <algorithm>
+#include <memory>
+#include <set>
+
+#include "engine_adapter/llama/json_file.h"
+#include "kvstore/base/status_macros.h"
+#include "kvstore/base/text.h"
+
+namespace kvstore::engine {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kIndexBytesMax = 16 << 20;
+constexpr size_t kShardsMax = 1000;
+
+// The shards that an index names, ordered. A shard is a file in the model folder itself: a name
+// with a slash could lead anywhere.
+absl::StatusOr<std::set<std::string>> ReadShardNames(const std::filesystem::path& index_path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(index_path, kIndexBytesMax));
+  ASSIGN_OR_RETURN(const json index, ParseJsonObject(text, index_path.string()));
+  const JsonFields fields(index, index_path.string(), "");
+  const json* weight_map = fields.Find("weight_map");
+  if (weight_map == nullptr || !weight_map->is_object() || weight_map->empty()) {
+    return fields.Bad("weight_map", "an object {tensor: file} is valid");
+  }
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : weight_map->items()) {
+    const bool is_plain = file.is_string() &&
+                          file.get_ref<const std::string&>().ends_with(".safetensors") &&
+                          file.get_ref<const std::string&>().find('/') == std::string::npos;
+    if (!is_plain) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(index_path.string(), ": weight_map gives tensor \"", tensor,
+                       "\" a file that is not a plain name ending in .safetensors"));
+    }
+    names.insert(file.get<std::string>());
+    if (names.size() > kShardsMax) {
+      return fields.Bad("weight_map", absl::StrCat("at most ", kShardsMax, " files are valid"));
+    }
+  }
+  return names;
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
+}
+
+// Streams into SHA-256; `Add` frames every part by its length, so that no two lists of parts
+// collide.
+class Sha256Stream {
+ public:
+  Sha256Stream() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
+    is_ok_ = context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1;
+  }
+
+  void Add(const void* bytes, size_t num_bytes) {
+    const uint64_t length = num_bytes;
+    is_ok_ = is_ok_ && EVP_DigestUpdate(context_.get(), &length, sizeof(length)) == 1 &&
+             EVP_DigestUpdate(context_.get(), bytes, num_bytes) == 1;
+  }
+  void Add(std::string_view text) { Add(text.data(), text.size()); }
+
+  absl::StatusOr<std::string> Hex() {
+    unsigned char digest[EVP_MAX_MD_SIZE];
+    unsigned int num_bytes = 0;
+    is_ok_ = is_ok_ && EVP_DigestFinal_ex(context_.get(), digest, &num_bytes) == 1;
+    if (!is_ok_) return absl::InternalError("SHA-256 of the weights failed in OpenSSL");
+    return absl::BytesToHexString(
+        absl::string_view(reinterpret_cast<const char*>(digest), num_bytes));
+  }
+
+ private:
+  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
+  bool is_ok_ = false;
+};
+
+// Finds tensors by name over all files and checks their shape.
+class TensorBinder {
+ public:
+  explicit TensorBinder(const std::vector<SafetensorsFile>& files) : files_(files) {}
+
+  // Remembers the first failure; `into` is untouched then.
+  void Bind(const std::string& name, const std::vector<int64_t>& shape, TensorView& into) {
+    if (!status_.ok()) return;
+    const TensorView* found = nullptr;
+    for (const SafetensorsFile& file : files_) {
+      const TensorView* tensor = file.Find(name);
+      if (tensor == nullptr) continue;
+      if (found != nullptr) {
+        status_ = absl::InvalidArgumentError(
+            absl::StrCat(file.path().string(), ": tensor \"", name, "\" is in another file too"));
+        return;
+      }
+      found = tensor;
+    }
+    const std::string folder = files_.front().path().parent_path().string();
+    if (found == nullptr) {
+      status_ = absl::InvalidArgumentError(absl::StrCat(folder, ": tensor \"", name, "\" of shape ",
+                                                        ShapeText(shape),
+                                                        " is missing from the weight files"));
+    } else if (found->shape != shape) {
+      status_ = absl::InvalidArgumentError(
+          absl::StrCat(folder, ": tensor \"", name, "\" has shape ", ShapeText(found->shape),
+                       "; config.json demands ", ShapeText(shape)));
+    } else {
+      into = *found;
+      bound_.insert(name);
+    }
+  }
+
+  void Bind(const std::string& name, const std::vector<int64_t>& shape,
+            std::optional<TensorView>& into) {
+    TensorView view;
+    Bind(name, shape, view);
+    if (status_.ok()) into = std::move(view);
+  }
+
+  // A tensor that nobody bound means arithmetic we do not do (a bias, an adapter): refused, not
+  // ignored. Harmless are old files' rotary tables and the copy of a tied lm_head.
+  void RefuseUnbound() {
+    for (const SafetensorsFile& file : files_) {
+      for (const auto& [name, tensor] : file.tensors()) {
+        if (!status_.ok()) return;
+        if (bound_.contains(name) || name == "lm_head.weight" ||
+            name.ends_with(".rotary_emb.inv_freq")) {
+          continue;
+        }
+        status_ = absl::InvalidArgumentError(
+            absl::StrCat(file.path().string(), ": tensor \"", name,
+                         "\" is not part of the model that config.json describes"));
+      }
+    }
+  }
+
+  const absl::Status& status() const { return status_; }
+
+ private:
+  const std::vector<SafetensorsFile>& files_;
+  std::set<std::string, std::less<>> bound_;
+  absl::Status status_;
+};
+
+void BindLayer(TensorBinder& binder, const ModelConfig& config, int64_t index,
+               LayerWeights& layer) {
+  const std::string prefix = absl::StrCat("model.layers.", index, ".");
+  const std::string attention = prefix + "self_attn.";
+  const int64_t hidden = config.hidden_size;
+  const int64_t inner = config.intermediate_size;
+  binder.Bind(prefix + "input_layernorm.weight", {hidden}, layer.input_norm);
+  binder.Bind(attention + "q_proj.weight", {config.query_size(), hidden}, layer.q_proj);
+  binder.Bind(attention + "k_proj.weight", {config.kv_size(), hidden}, layer.k_proj);
+  binder.Bind(attention + "v_proj.weight", {config.kv_size(), hidden}, layer.v_proj);
+  if (config.has_qkv_bias) {
+    binder.Bind(attention + "q_proj.bias", {config.query_size()}, layer.q_bias);
+    binder.Bind(attention + "k_proj.bias", {config.kv_size()}, layer.k_bias);
+    binder.Bind(attention + "v_proj.bias", {config.kv_size()}, layer.v_bias);
+  }
+  if (config.has_qk_norm) {
+    binder.Bind(attention + "q_norm.weight", {config.head_dim}, layer.q_norm);
+    binder.Bind(attention + "k_norm.weight", {config.head_dim}, layer.k_norm);
+  }
+  binder.Bind(attention + "o_proj.weight", {hidden, config.query_size()}, layer.o_proj);
+  binder.Bind(prefix + "post_attention_layernorm.weight", {hidden}, layer.post_attention_norm);
+  binder.Bind(prefix + "mlp.gate_proj.weight", {inner, hidden}, layer.gate_proj);
+  binder.Bind(prefix + "mlp.up_proj.weight", {inner, hidden}, layer.up_proj);
+  binder.Bind(prefix + "mlp.down_proj.weight", {hidden, inner}, layer.down_proj);
+}
+
+}  // namespace
+
+absl::StatusOr<ModelWeights> ModelWeights::Open(const std::filesystem::path& model_dir,
+                                                const ModelConfig& config) {
+  ModelWeights weights;
+  weights.config_sha256_ = config.config_sha256;
+  RETURN_IF_ERROR(weights.MapFiles(model_dir));
+  RETURN_IF_ERROR(weights.BindTensors(config));
+  return weights;
+}
+
+absl::Status ModelWeights::MapFiles(const std::filesystem::path& model_dir) {
+  const std::filesystem::path single = model_dir / "model.safetensors";
+  const std::filesystem::path index = model_dir / "model.safetensors.index.json";
+  std::error_code error;
+  const bool has_single = std::filesystem::exists(single, error);
+  const bool has_index = std::filesystem::exists(index, error);
+  if (has_single && has_index) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(model_dir.string(),
+                     ": has both model.safetensors and model.safetensors.index.json; remove one"));
+  }
+  if (!has_single && !has_index) {
+    return absl::NotFoundError(absl::StrCat(
+        model_dir.string(), ": has neither model.safetensors nor model.safetensors.index.json"));
+  }
+  std::set<std::string> names = {"model.safetensors"};
+  if (has_index) {
+    ASSIGN_OR_RETURN(names, ReadShardNames(index));
+  }
+  for (const std::string& name : names) {
+    ASSIGN_OR_RETURN(SafetensorsFile file, SafetensorsFile::Open(model_dir / name));
+    files_.push_back(std::move(file));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ModelWeights::BindTensors(const ModelConfig& config) {
+  TensorBinder binder(files_);
+  const std::vector<int64_t> table = {config.vocab_size, config.hidden_size};
+  binder.Bind("model.embed_tokens.weight", table, embedding_);
+  binder.Bind("model.norm.weight", {config.hidden_size}, final_norm_);
+  if (config.tie_word_embeddings) {
+    lm_head_ = embedding_;
+  } else {
+    binder.Bind("lm_head.weight", table, lm_head_);
+  }
+  layers_.resize(static_cast<size_t>(config.num_layers));
+  for (int64_t i = 0; i < config.num_layers; ++i) {
+    BindLayer(binder, config, i, layers_[static_cast<size_t>(i)]);
+  }
+  binder.RefuseUnbound();
+  return binder.status();
+}
+
+absl::StatusOr<std::string> ModelWeights::ComputeRevision() const {
+  Sha256Stream sha;
+  sha.Add("kvstore weights revision 1");
+  sha.Add(config_sha256_);
+  for (const SafetensorsFile& file : files_) {
+    sha.Add(file.path().filename().string());
+    sha.Add(file.contents().data(), file.contents().size());
+  }
+  return sha.Hex();
+}
+
+size_t ModelWeights::total_bytes() const {
+  size_t total = 0;
+  for (const SafetensorsFile& file : files_) total += file.contents().size();
+  return total;
+}
+
+}  // namespace kvstore::engine
