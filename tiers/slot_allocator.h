@@ -31,26 +31,33 @@ class SlotAllocator {
     std::function<absl::Status(uint32_t slab, PoolId pool)> on_assign;
     // Called when a slab becomes free. Optional.
     std::function<void(uint32_t slab)> on_free;
+    // What it costs to give free slab `slab` to `pool`; the cheapest is taken, of equals the one freed last. Pure. Default: 0 for the
+    // slab's last pool, 1 for a slab never used, 2 for another pool's.
+    std::function<uint32_t(uint32_t slab, PoolId pool)> assign_cost;
   };
   explicit SlotAllocator(Options options);
 
-  // Errors: InvalidArgument, slot_bytes is 0, not a multiple of 4096, or above slab_bytes.
+  // Idempotent for the same slot size.
+  // Errors: InvalidArgument, slot_bytes is 0, not a multiple of 4096, or above slab_bytes, or the pool is open with another slot size.
   absl::Status OpenPool(PoolId pool, uint64_t slot_bytes);
-  // O(1). Errors: ResourceExhausted; NotFound, unknown pool; what on_assign returned.
+  // O(1); O(free slabs) when the pool needs another slab.
+  // Errors: ResourceExhausted; NotFound, unknown pool; what on_assign returned.
   absl::StatusOr<PageId> Reserve(PoolId pool);
   // Marks a slot as used that a durable tier found in use (slab assigned to `pool` if it was free).
   // Errors: AlreadyExists, the slot is used; FailedPrecondition, the slab belongs to another pool; OutOfRange.
   absl::StatusOr<PageId> ReserveAt(PoolId pool, uint32_t slab, uint32_t slot);
-  // Requires IsCurrent(page).
+  // Require IsCurrent(page); the process aborts otherwise: a page released twice would soon have two owners.
   void Release(PageId page);
   void Quarantine(PageId page);
 
   // True while `page` names the present use of its slot.
   bool IsCurrent(PageId page) const;
-  uint64_t OffsetInSlab(PageId page) const;  // bytes
+  uint64_t OffsetInSlab(PageId page) const;  // bytes; requires that page.slab is in use
   uint64_t SlotBytes(uint32_t slab) const;   // 0: the slab is free
+  // Pages in use of the slab of `pool` that has fewest, quarantined slots counted as unmovable: slabs with any come last.
+  // O(slabs of the pool + slots of the slab).
   std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const;
-  uint64_t FreeSlots(PoolId pool) const;
+  uint64_t FreeSlots(PoolId pool) const;  // free slabs included; 0 for an unknown pool
 
   uint64_t used_pages() const { return used_pages_; }
   uint64_t used_bytes() const { return used_bytes_; }
@@ -60,31 +67,48 @@ class SlotAllocator {
 
  private:
   struct Slab {
-    PoolId pool;
+    PoolId pool;                // last pool while free
     bool is_assigned = false;
+    bool was_assigned = false;
+    uint64_t slot_bytes = 0;    // last geometry while free
+    uint32_t num_slots = 0;
     uint32_t used = 0;
     uint32_t quarantined = 0;
-    std::vector<uint32_t> free_slots;    // LIFO: the slot freed last is warm
-    std::vector<uint64_t> generations;   // [slots], kept while the slab changes pools with the same geometry, else all raised
-    uint32_t index_in_partial = kNone;   // position in Pool::partial
+    uint32_t index_in_partial = kNone;  // position in Pool::partial
+    uint32_t index_in_pool = kNone;     // position in Pool::slabs
+    uint64_t generation_base = 0;       // of slots that were never handed out in this geometry
+    // Slots are cut as they are first needed, so that giving a slab to a pool costs nothing: [0, num_slots cut so far).
+    std::vector<uint64_t> generations;
+    std::vector<uint32_t> free_slots;     // cut and free. LIFO: the slot freed last is warm
+    std::vector<uint32_t> index_in_free;  // [cut] position in free_slots, kNone when used, kBad when quarantined
+
+    uint32_t num_free() const { return num_slots - used - quarantined; }
   };
   struct Pool {
     uint64_t slot_bytes = 0;
+    uint64_t free_slots = 0;        // in its slabs
     std::vector<uint32_t> slabs;
     std::vector<uint32_t> partial;  // slabs with a free slot
   };
   static constexpr uint32_t kNone = UINT32_MAX;
+  static constexpr uint32_t kBad = UINT32_MAX - 1;
 
-  absl::Status Assign(uint32_t slab, PoolId pool);
-  void Free(uint32_t slab);
-  PageId Take(uint32_t slab, uint32_t slot);
-  void UpdatePartial(uint32_t slab);
+  absl::Status Assign(uint32_t slab, PoolId pool_id, Pool& pool);
+  uint32_t CheapestFreeSlab(PoolId pool) const;
+  void Free(uint32_t slab, Pool& pool);
+  void CutSlot(Slab& slab);
+  PageId Take(uint32_t slab, uint32_t slot, Pool& pool);
+  // Ends the present use of the slot; it is neither free nor quarantined afterwards.
+  Slab& EndUse(PageId page);
+  void EnterPartial(uint32_t slab, Pool& pool);
+  void LeavePartial(uint32_t slab, Pool& pool);
+  absl::Status CheckSlab(uint32_t slab) const;
 
   const Options options_;
   std::vector<Slab> slabs_;           // [num_slabs]
   std::vector<uint32_t> free_slabs_;  // LIFO
   absl::flat_hash_map<PoolId, Pool> pools_;
-  uint64_t generation_high_ = 0;      // highest generation handed out; a re-cut slab starts above it
+  uint64_t generation_high_ = 0;      // no generation handed out is above; a slab with a new geometry starts above it
   uint64_t used_pages_ = 0;
   uint64_t used_bytes_ = 0;
   uint64_t quarantined_pages_ = 0;
