@@ -238,6 +238,12 @@ class Store {
   // --- Administration -------------------------------------------------------------------------------------------------------------
   StoreStatus status() const;
   std::vector<BlockRow> List(NamespaceId ns, std::optional<TierKind> tier, size_t limit) const;
+  // Removes the namespace's copies in `tier`, except last copies and blocks that are held.
+  struct EvictResult {
+    uint64_t blocks = 0;
+    uint64_t skipped_blocks = 0;
+  };
+  EvictResult Evict(NamespaceId ns, TierKind tier);
   // Reads every page of `tier` (nullopt: all) back and checks it, a few at a time beside other work.
   void Verify(std::optional<TierKind> tier, VerifyMode mode, absl::AnyInvocable<void(absl::StatusOr<VerifyResult>)> done);
   // Stops taking saves; runs `done` when no move is in flight. Loads go on.

@@ -1,0 +1,28 @@
+#include "kvstore/policy/leaf_lru.h"
+
+namespace kvstore::policy {
+
+void LeafLru::LinkFirst(List& list, uint32_t node) {
+  links_.EnsureSize(size_t{node} + 1);
+  links_[node] = {.newer = kNone, .older = list.first};
+  (list.first == kNone ? list.last : links_[list.first].newer) = node;
+  list.first = node;
+  ++list.size;
+}
+
+void LeafLru::LinkLast(List& list, uint32_t node) {
+  links_.EnsureSize(size_t{node} + 1);
+  links_[node] = {.newer = list.last, .older = kNone};
+  (list.last == kNone ? list.first : links_[list.last].older) = node;
+  list.last = node;
+  ++list.size;
+}
+
+void LeafLru::Unlink(List& list, uint32_t node) {
+  const Links l = links_[node];
+  (l.newer == kNone ? list.first : links_[l.newer].older) = l.older;
+  (l.older == kNone ? list.last : links_[l.older].newer) = l.newer;
+  --list.size;
+}
+
+}  // namespace kvstore::policy

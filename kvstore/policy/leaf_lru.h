@@ -1,0 +1,82 @@
+// Leaf-first LRU: the order in which the blocks of one tier are evicted.
+//
+// One list a pool, oldest last. Callers touch a prefix from its tail to its head, so that a parent is never older than its children; a
+// block that cannot be evicted now (held, or with children in the tier) is met only after out-of-order saves and gets a second chance.
+//
+// Confined to one thread. 8 bytes a node.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "absl/container/flat_hash_map.h"
+#include "kvstore/base/chunked_vector.h"
+#include "kvstore/base/strong_id.h"
+
+namespace kvstore::policy {
+
+class LeafLru {
+ public:
+  static constexpr uint32_t kNone = UINT32_MAX;
+
+  // Requires: `node` is in no list / in the list of `pool`. O(1).
+  void InsertNewest(PoolId pool, uint32_t node) { LinkFirst(lists_[pool], node); }
+  void InsertOldest(PoolId pool, uint32_t node) { LinkLast(lists_[pool], node); }
+  void Remove(PoolId pool, uint32_t node) { Unlink(lists_[pool], node); }
+  void Touch(PoolId pool, uint32_t node) {
+    List& list = lists_[pool];
+    if (list.first == node) return;
+    Unlink(list, node);
+    LinkFirst(list, node);
+  }
+
+  // The oldest node of `pool`, kNone if it has none.
+  uint32_t Oldest(PoolId pool) const {
+    auto it = lists_.find(pool);
+    return it == lists_.end() ? kNone : it->second.last;
+  }
+  // The node touched just after `node`, kNone at the newest.
+  uint32_t NextNewer(uint32_t node) const { return links_[node].newer; }
+
+  // The oldest node for which `can_evict(node)` holds. Those met before it become the newest. Looks at most at `scan_max` nodes.
+  template <typename CanEvict>
+  std::optional<uint32_t> Victim(PoolId pool, uint32_t scan_max, CanEvict can_evict) {
+    auto it = lists_.find(pool);
+    if (it == lists_.end()) return std::nullopt;
+    List& list = it->second;
+    for (uint32_t i = 0; i < scan_max && i < list.size; ++i) {
+      const uint32_t node = list.last;
+      if (can_evict(node)) return node;
+      Unlink(list, node);
+      LinkFirst(list, node);
+    }
+    return std::nullopt;
+  }
+
+  const auto& pools() const { return lists_; }
+  size_t size(PoolId pool) const {
+    auto it = lists_.find(pool);
+    return it == lists_.end() ? 0 : it->second.size;
+  }
+  size_t memory_bytes() const { return links_.memory_bytes(); }
+
+ private:
+  struct Links {
+    uint32_t newer = kNone;
+    uint32_t older = kNone;
+  };
+  struct List {
+    uint32_t first = kNone;  // newest
+    uint32_t last = kNone;   // oldest
+    uint32_t size = 0;
+  };
+
+  void LinkFirst(List& list, uint32_t node);
+  void LinkLast(List& list, uint32_t node);
+  void Unlink(List& list, uint32_t node);
+
+  ChunkedVector<Links> links_;  // [node]
+  absl::flat_hash_map<PoolId, List> lists_;
+};
+
+}  // namespace kvstore::policy
