@@ -20,7 +20,7 @@ enum Tag : uint8_t {
 
 // Calls f(tag, field) for every field of the spec, in tag order: the one list that encoding and decoding share.
 template <typename Spec, typename F>
-void ForEachField(Spec& s, F f) {
+void ForEachField(Spec& s, F&& f) {
   f(kModel, s.model);
   f(kWeightsRevision, s.weights_revision);
   f(kAdapter, s.adapter);
