@@ -23,6 +23,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/base/namespace_spec.h"
+#include "kvstore/base/page_id.h"
 #include "kvstore/base/page_trailer.h"
 #include "kvstore/base/region.h"
 #include "kvstore/base/strong_id.h"
@@ -33,14 +34,6 @@ namespace kvstore::tiers {
 enum class TierKind : uint8_t { kGpu = 0, kDram = 1, kNvme = 2 };
 inline constexpr size_t kNumTierKinds = 3;
 std::string_view TierName(TierKind kind);  // "gpu", "dram", "nvme"
-
-// A page's place. `slab` ids count up and are not reused for other memory; `slot` counts slots of the slab's present slot size.
-struct PageId {
-  uint32_t slab = 0;
-  uint32_t slot = 0;
-  uint64_t generation = 0;  // of the slot, odd: in use; differs for every use of the slot
-  friend bool operator==(const PageId&, const PageId&) = default;
-};
 
 // What a pool is: pages of one tenant and one slot size. Slabs belong to one pool at a time, and to one tenant for ever.
 struct PoolSpec {
