@@ -1,0 +1,88 @@
+// kvctl: inspect and administer a kvstored daemon.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <variant>
+
+#include "absl/status/statusor.h"
+#include "kvstore/base/status_macros.h"
+#include "tools/kvctl/command_line.h"
+#include "tools/kvctl/commands.h"
+#include "tools/kvctl/daemon_calls.h"
+#include "tools/kvctl/report.h"
+#include "tools/kvctl/target.h"
+
+namespace kvstore::kvctl {
+namespace {
+
+absl::StatusOr<ExitCode> RunCommand(const Context& context) {
+  switch (context.arguments.command) {
+    case CommandKind::kStatus:
+      return RunStatus(context);
+    case CommandKind::kTiers:
+      return RunTiers(context);
+    case CommandKind::kOpen:
+      return RunOpen(context);
+    case CommandKind::kNamespaces:
+      return RunNamespaces(context);
+    case CommandKind::kPut:
+      return RunPut(context);
+    case CommandKind::kGet:
+      return RunGet(context);
+    case CommandKind::kMatch:
+      return RunMatch(context);
+    case CommandKind::kList:
+      return RunList(context);
+    case CommandKind::kEvict:
+      return RunEvict(context);
+    case CommandKind::kClear:
+      return RunClear(context);
+    case CommandKind::kVerify:
+      return RunVerify(context);
+    case CommandKind::kConfig:
+      return RunConfig(context);
+    case CommandKind::kCompletion:
+      return RunCompletion(context.arguments.shell);
+  }
+  return absl::InternalError("unknown command");
+}
+
+absl::StatusOr<ExitCode> RunWithDaemon(const Arguments& arguments, const std::string& target) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<DaemonCalls> daemon,
+                   DaemonCalls::Create(target, arguments.timeout));
+  return RunCommand({.arguments = arguments, .target = target, .daemon = *daemon});
+}
+
+ExitCode Run(const Arguments& arguments) {
+  if (arguments.command == CommandKind::kCompletion) return RunCompletion(arguments.shell);
+  const absl::StatusOr<std::string> target = ResolveTarget(arguments.target);
+  if (!target.ok()) return PrintError(target.status(), arguments.json);
+  if (absl::Status status = ProbeTarget(*target, arguments.timeout); !status.ok()) {
+    const ExitCode code = PrintError(status, arguments.json);
+    return absl::IsUnavailable(status) ? ExitCode::kNoDaemon : code;
+  }
+  const absl::StatusOr<ExitCode> result = RunWithDaemon(arguments, *target);
+  if (result.ok()) return *result;
+  const ExitCode code = PrintError(result.status(), arguments.json);
+  // It may have gone away meanwhile.
+  const bool is_gone = absl::IsUnavailable(result.status()) &&
+                       absl::IsUnavailable(ProbeTarget(*target, arguments.timeout));
+  return is_gone ? ExitCode::kNoDaemon : code;
+}
+
+int Main(int argc, char** argv) {
+  const auto parsed = ParseCommandLine(argc, argv);
+  ExitCode code = ExitCode::kDone;
+  if (const auto* help = std::get_if<HelpText>(&parsed)) PrintText(help->text);
+  if (const auto* error = std::get_if<UsageError>(&parsed))
+    code = PrintError(error->status, error->json);
+  if (const auto* arguments = std::get_if<Arguments>(&parsed)) code = Run(*arguments);
+  // A full disk or a closed pipe behind stdout is a failure too.
+  if (std::fflush(stdout) != 0 || std::ferror(stdout) != 0) code = ExitCode::kFailed;
+  return static_cast<int>(code);
+}
+
+}  // namespace
+}  // namespace kvstore::kvctl
+
+int main(int argc, char** argv) { return kvstore::kvctl::Main(argc, argv); }
