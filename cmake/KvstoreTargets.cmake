@@ -23,6 +23,8 @@ endif()
 add_compile_options(-Wall -Wextra -Wshadow -Werror -fstack-protector-strong)
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   add_compile_options(-Wno-restrict)  # false alarms on std::string in GCC 12 (bug 105651)
+  # Designated initialisers name what they set and leave the rest at its default on purpose.
+  add_compile_options(-Wno-missing-field-initializers)
 endif()
 if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   add_compile_options(-Wthread-safety)

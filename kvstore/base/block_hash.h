@@ -11,8 +11,8 @@
 
 namespace kvstore {
 
-// Names one block within a namespace. Chained over the prefix: SHA-256(parent || tokens || extra keys), see block_hasher.h.
-// Uniformly distributed, so its first bytes serve as a hash table key.
+// Names one block within a namespace. Chained over the prefix: SHA-256(parent || tokens || extra
+// keys), see block_hasher.h. Uniformly distributed, so its first bytes serve as a hash table key.
 struct BlockHash {
   static constexpr size_t kBytes = 32;
   std::array<uint8_t, kBytes> bytes{};
@@ -32,7 +32,8 @@ struct BlockHash {
 };
 static_assert(sizeof(BlockHash) == 32, "on disk and on the wire");
 
-// Identity of a namespace: the first 128 bits of SHA-256 over its canonical spec (namespace_spec.h).
+// Identity of a namespace: the first 128 bits of SHA-256 over its canonical spec
+// (namespace_spec.h).
 struct Fingerprint {
   static constexpr size_t kBytes = 16;
   std::array<uint8_t, kBytes> bytes{};

@@ -5,14 +5,16 @@
 
 #include "absl/strings/str_cat.h"
 
-// The one-shot EVP interface costs about 300 ns a call for its provider look-up; a 16-token block is hashed in 80. The low-level
-// functions are deprecated in OpenSSL 3, not removed, and use the same SHA extensions.
+// The one-shot EVP interface costs about 300 ns a call for its provider look-up; a 16-token block
+// is hashed in 80. The low-level functions are deprecated in OpenSSL 3, not removed, and use the
+// same SHA extensions.
 #define OPENSSL_SUPPRESS_DEPRECATED
 #include <openssl/sha.h>
 
 namespace kvstore {
 
-static_assert(std::endian::native == std::endian::little, "token ids are hashed as little-endian uint32 straight from memory");
+static_assert(std::endian::native == std::endian::little,
+              "token ids are hashed as little-endian uint32 straight from memory");
 
 BlockHash RootHash(const Fingerprint& fingerprint) {
   static constexpr char kSeed[] = "kvstore root v1";
@@ -25,7 +27,8 @@ BlockHash RootHash(const Fingerprint& fingerprint) {
   return out;
 }
 
-BlockHash HashBlock(const BlockHash& parent, std::span<const uint32_t> tokens, std::string_view extra) {
+BlockHash HashBlock(const BlockHash& parent, std::span<const uint32_t> tokens,
+                    std::string_view extra) {
   BlockHash out;
   SHA256_CTX ctx;
   SHA256_Init(&ctx);
@@ -36,7 +39,8 @@ BlockHash HashBlock(const BlockHash& parent, std::span<const uint32_t> tokens, s
   return out;
 }
 
-std::vector<BlockHash> HashBlocks(const BlockHash& root, std::span<const uint32_t> tokens, uint32_t block_tokens) {
+std::vector<BlockHash> HashBlocks(const BlockHash& root, std::span<const uint32_t> tokens,
+                                  uint32_t block_tokens) {
   std::vector<BlockHash> hashes;
   hashes.reserve(tokens.size() / block_tokens);
   const BlockHash* parent = &root;
@@ -49,7 +53,8 @@ std::vector<BlockHash> HashBlocks(const BlockHash& root, std::span<const uint32_
 
 absl::StatusOr<BlockHash> EngineHash(std::span<const uint8_t> bytes) {
   if (bytes.empty() || bytes.size() > kEngineHashBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("block hash of ", bytes.size(), " bytes; valid: 1 to 64"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("block hash of ", bytes.size(), " bytes; valid: 1 to 64"));
   }
   BlockHash out;
   if (bytes.size() == BlockHash::kBytes) {

@@ -16,7 +16,8 @@ Fingerprint TestFingerprint() {
 
 // Golden vectors: computed with Python's hashlib. Changing one breaks every cache on disk.
 //   root = sha256(b"kvstore root v1" + bytes(range(16)))
-//   b0 = sha256(root + struct.pack("<4I", 1, 2, 3, 4)); b1 = sha256(b0 + struct.pack("<4I", 5, 6, 7, 0xffffffff))
+//   b0 = sha256(root + struct.pack("<4I", 1, 2, 3, 4)); b1 = sha256(b0 + struct.pack("<4I", 5, 6,
+//   7, 0xffffffff))
 TEST(BlockHasher, GoldenVectors) {
   const BlockHash root = RootHash(TestFingerprint());
   EXPECT_EQ(root.Hex(), "122629b5f6936ed26d765e071175dae02b172f10931a9581acb1633268bacd62");
@@ -25,7 +26,8 @@ TEST(BlockHasher, GoldenVectors) {
   ASSERT_EQ(hashes.size(), 2u) << "the tail is not a block";
   EXPECT_EQ(hashes[0].Hex(), "884f8330456ed5a9d1133d05d3ecade3fc97809b3d01540e776df448817fc180");
   EXPECT_EQ(hashes[1].Hex(), "1d405227cca81e8221dd336026e8a1ec5a804ce029540eb0e4d70e46254a4da3");
-  EXPECT_EQ(HashBlock(root, std::vector<uint32_t>{1, 2, 3, 4}, "image:0:abc").Hex(), "b5b61882af638c54d5c12b5ecd665c86f8ebc82de1eba9a2860200d5719cbbcb");
+  EXPECT_EQ(HashBlock(root, std::vector<uint32_t>{1, 2, 3, 4}, "image:0:abc").Hex(),
+            "b5b61882af638c54d5c12b5ecd665c86f8ebc82de1eba9a2860200d5719cbbcb");
 }
 
 TEST(BlockHasher, EngineHashOf32BytesIsTakenAsItIs) {
@@ -38,7 +40,8 @@ TEST(BlockHasher, EngineHashOf32BytesIsTakenAsItIs) {
 TEST(BlockHasher, EngineHashOfOtherLengthsIsFolded) {
   std::vector<uint8_t> bytes(8);
   std::iota(bytes.begin(), bytes.end(), uint8_t{0});
-  EXPECT_EQ(EngineHash(bytes)->Hex(), "84d23e713c7cc60284325802c7284c94d373184f8634cb5ac5acded15a67b0ea");
+  EXPECT_EQ(EngineHash(bytes)->Hex(),
+            "84d23e713c7cc60284325802c7284c94d373184f8634cb5ac5acded15a67b0ea");
   EXPECT_FALSE(EngineHash({}).ok());
   EXPECT_FALSE(EngineHash(std::vector<uint8_t>(65)).ok());
 }

@@ -1,4 +1,5 @@
-// A vector that grows by whole chunks: elements never move, growing never copies, and at most one chunk is unused.
+// A vector that grows by whole chunks: elements never move, growing never copies, and at most one
+// chunk is unused.
 #pragma once
 
 #include <cstddef>
@@ -15,9 +16,12 @@ class ChunkedVector {
   const T& operator[](size_t i) const { return chunks_[i / kChunkElements][i % kChunkElements]; }
   // Makes [0, size) addressable; new elements are value-initialised.
   void EnsureSize(size_t size) {
-    while (chunks_.size() * kChunkElements < size) chunks_.push_back(std::make_unique<T[]>(kChunkElements));
+    while (chunks_.size() * kChunkElements < size)
+      chunks_.push_back(std::make_unique<T[]>(kChunkElements));
   }
-  size_t memory_bytes() const { return chunks_.size() * (kChunkElements * sizeof(T) + sizeof(void*)); }
+  size_t memory_bytes() const {
+    return chunks_.size() * (kChunkElements * sizeof(T) + sizeof(void*));
+  }
 
  private:
   std::vector<std::unique_ptr<T[]>> chunks_;

@@ -18,8 +18,9 @@ class MonotonicClock final : public Clock {
  public:
   absl::Time Now() const override {
     auto since_start = std::chrono::steady_clock::now().time_since_epoch();
-    return absl::UnixEpoch() + absl::Nanoseconds(
-        std::chrono::duration_cast<std::chrono::nanoseconds>(since_start).count());
+    return absl::UnixEpoch() +
+           absl::Nanoseconds(
+               std::chrono::duration_cast<std::chrono::nanoseconds>(since_start).count());
   }
 };
 

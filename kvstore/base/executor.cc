@@ -56,7 +56,8 @@ void EventLoop::Run() {
   for (;;) {
     {
       absl::MutexLock lock(&mutex_);
-      absl::Duration sleep = timers_.empty() ? absl::InfiniteDuration() : timers_.begin()->first - clock_.Now();
+      absl::Duration sleep =
+          timers_.empty() ? absl::InfiniteDuration() : timers_.begin()->first - clock_.Now();
       if (sleep > absl::ZeroDuration()) {
         mutex_.AwaitWithTimeout(absl::Condition(this, &EventLoop::HasWork), sleep);
       }

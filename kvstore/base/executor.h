@@ -1,4 +1,5 @@
-// Where work is posted to run on another thread. The core thread is one executor; tests use a manual one.
+// Where work is posted to run on another thread. The core thread is one executor; tests use a
+// manual one.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +23,12 @@ using Task = absl::AnyInvocable<void()>;
 class Executor {
  public:
   virtual ~Executor() = default;
-  // Thread-safe; never blocks and never runs `task` inline. For completions, which must not be lost: every completion belongs to an
-  // operation that was admitted under a bound, so the queue is bounded by those bounds.
+  // Thread-safe; never blocks and never runs `task` inline. For completions, which must not be
+  // lost: every completion belongs to an operation that was admitted under a bound, so the queue is
+  // bounded by those bounds.
   virtual void Post(Task task) = 0;
-  // Thread-safe. For new work: false, and `task` is dropped, when the queue holds its bound of tasks (back-pressure).
+  // Thread-safe. For new work: false, and `task` is dropped, when the queue holds its bound of
+  // tasks (back-pressure).
   [[nodiscard]] virtual bool TryPost(Task task) = 0;
   // Runs `task` on the executor at `when` or soon after. For the executor's own thread only.
   virtual void PostAt(absl::Time when, Task task) = 0;
@@ -41,9 +44,11 @@ class EventLoop final : public Executor {
   void Post(Task task) override ABSL_LOCKS_EXCLUDED(mutex_);
   bool TryPost(Task task) override ABSL_LOCKS_EXCLUDED(mutex_);
   void PostAt(absl::Time when, Task task) override ABSL_LOCKS_EXCLUDED(mutex_);
-  // Runs what is queued, drops timers, joins the thread. Idempotent. Not from the loop's own thread.
+  // Runs what is queued, drops timers, joins the thread. Idempotent. Not from the loop's own
+  // thread.
   void Stop() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Posts `task` and waits until it ran. Not from the loop's own thread. Start-up, shutdown and tests.
+  // Posts `task` and waits until it ran. Not from the loop's own thread. Start-up, shutdown and
+  // tests.
   void RunAndWait(Task task);
   bool IsCurrentThread() const { return std::this_thread::get_id() == thread_.get_id(); }
 
@@ -78,7 +83,9 @@ class ManualExecutor final : public Executor {
     }
   }
   // Time of the earliest timer, InfiniteFuture if there is none.
-  absl::Time NextTimer() const { return timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first; }
+  absl::Time NextTimer() const {
+    return timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first;
+  }
 
  private:
   const Clock& clock_;

@@ -23,7 +23,9 @@ constexpr struct {
                {LogLevel::kWarning, "warning", spdlog::level::warn},
                {LogLevel::kError, "error", spdlog::level::err}};
 
-spdlog::level::level_enum ToSpdlog(LogLevel level) { return kLevels[static_cast<size_t>(level)].spdlog_level; }
+spdlog::level::level_enum ToSpdlog(LogLevel level) {
+  return kLevels[static_cast<size_t>(level)].spdlog_level;
+}
 
 std::atomic<LogFormat> format_now{LogFormat::kText};
 
@@ -68,29 +70,35 @@ absl::StatusOr<LogLevel> ParseLogLevel(std::string_view name) {
   for (const auto& row : kLevels) {
     if (row.name == name) return row.level;
   }
-  return absl::InvalidArgumentError(absl::StrCat("'", AbslView(name), "' is not a level; valid: debug, info, warning, error"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", AbslView(name), "' is not a level; valid: debug, info, warning, error"));
 }
 
 absl::StatusOr<LogFormat> ParseLogFormat(std::string_view name) {
   if (name == "text") return LogFormat::kText;
   if (name == "json") return LogFormat::kJson;
-  return absl::InvalidArgumentError(absl::StrCat("'", AbslView(name), "' is not a log format; valid: text, json"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", AbslView(name), "' is not a log format; valid: text, json"));
 }
 
 std::string_view LogLevelName(LogLevel level) { return kLevels[static_cast<size_t>(level)].name; }
-std::string_view LogFormatName(LogFormat format) { return format == LogFormat::kText ? "text" : "json"; }
+std::string_view LogFormatName(LogFormat format) {
+  return format == LogFormat::kText ? "text" : "json";
+}
 
 void ConfigureLog(LogLevel level, LogFormat format) {
   format_now.store(format, std::memory_order_relaxed);
-  Logger().set_pattern(format == LogFormat::kText ? "%Y-%m-%dT%H:%M:%S.%eZ %l %v"
-                                                  : R"({"time":"%Y-%m-%dT%H:%M:%S.%eZ","level":"%l",%v})",
+  Logger().set_pattern(format == LogFormat::kText
+                           ? "%Y-%m-%dT%H:%M:%S.%eZ %l %v"
+                           : R"({"time":"%Y-%m-%dT%H:%M:%S.%eZ","level":"%l",%v})",
                        spdlog::pattern_time_type::utc);
   SetLogLevel(level);
 }
 
 void SetLogLevel(LogLevel level) { Logger().set_level(ToSpdlog(level)); }
 
-std::string FormatLogLine(LogFormat format, std::string_view event, std::initializer_list<LogField> fields) {
+std::string FormatLogLine(LogFormat format, std::string_view event,
+                          std::initializer_list<LogField> fields) {
   std::string line;
   if (format == LogFormat::kText) {
     AppendEscaped(&line, event);

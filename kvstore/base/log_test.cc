@@ -6,7 +6,8 @@ namespace kvstore {
 namespace {
 
 TEST(Log, OneEventIsOneLineWhateverTheValueHolds) {
-  const std::string line = FormatLogLine(LogFormat::kText, "opened", {{"name", "a\nerror forged line"}, {"slab", 7}});
+  const std::string line =
+      FormatLogLine(LogFormat::kText, "opened", {{"name", "a\nerror forged line"}, {"slab", 7}});
   EXPECT_EQ(line, "opened name=\"a\\u000aerror forged line\" slab=7");
 }
 
@@ -19,7 +20,8 @@ TEST(Log, BracesInValuesAreNotFormatDirectives) {
   ConfigureLog(LogLevel::kInfo, LogFormat::kText);
   testing::internal::CaptureStderr();
   Log(LogLevel::kInfo, "opened {} {0}", {{"name", "{}"}});
-  EXPECT_NE(testing::internal::GetCapturedStderr().find("info opened {} {0} name={}"), std::string::npos);
+  EXPECT_NE(testing::internal::GetCapturedStderr().find("info opened {} {0} name={}"),
+            std::string::npos);
 }
 
 TEST(Log, LevelsBelowTheSetOneAreDropped) {

@@ -14,11 +14,29 @@ constexpr char kMagic[] = "kvns1";  // version of the canonical encoding; on dis
 
 // Field tags of the canonical encoding. On disk, do not renumber.
 enum Tag : uint8_t {
-  kModel = 1, kWeightsRevision, kAdapter, kKvDtype, kCodec, kLayout, kLayoutVersion, kNumerics, kBlockTokens, kNumSlices,
-  kSliceBytes, kTensorRank, kTensorSize, kPipelineRank, kPipelineSize, kContextRank, kContextSize, kTenant, kSalt,
+  kModel = 1,
+  kWeightsRevision,
+  kAdapter,
+  kKvDtype,
+  kCodec,
+  kLayout,
+  kLayoutVersion,
+  kNumerics,
+  kBlockTokens,
+  kNumSlices,
+  kSliceBytes,
+  kTensorRank,
+  kTensorSize,
+  kPipelineRank,
+  kPipelineSize,
+  kContextRank,
+  kContextSize,
+  kTenant,
+  kSalt,
 };
 
-// Calls f(tag, field) for every field of the spec, in tag order: the one list that encoding and decoding share.
+// Calls f(tag, field) for every field of the spec, in tag order: the one list that encoding and
+// decoding share.
 template <typename Spec, typename F>
 void ForEachField(Spec& s, F&& f) {
   f(kModel, s.model);
@@ -97,7 +115,8 @@ struct Decoder {
 };
 
 absl::Status Bad(const char* field, const std::string& value, const char* valid) {
-  return absl::InvalidArgumentError(absl::StrCat("namespace spec: ", field, " is ", value, "; valid: ", valid));
+  return absl::InvalidArgumentError(
+      absl::StrCat("namespace spec: ", field, " is ", value, "; valid: ", valid));
 }
 
 absl::Status CheckText(const char* field, const std::string& value, bool may_be_empty) {
@@ -119,9 +138,11 @@ absl::Status CheckShape(const PageShape& shape) {
   if (shape.num_slices == 0 || shape.num_slices > kNumSlicesMax) {
     return Bad("slices", absl::StrCat(shape.num_slices), "1 to 1024");
   }
-  if (shape.slice_bytes == 0) return Bad("slice_bytes", "0", "1 or more, with a slot of at most 256 MiB");
+  if (shape.slice_bytes == 0)
+    return Bad("slice_bytes", "0", "1 or more, with a slot of at most 256 MiB");
   if (shape.slot_bytes() > kSlotBytesMax) {
-    return Bad("slices x slice_bytes", absl::StrCat(shape.page_bytes(), " bytes"), "a slot of at most 256 MiB");
+    return Bad("slices x slice_bytes", absl::StrCat(shape.page_bytes(), " bytes"),
+               "a slot of at most 256 MiB");
   }
   return absl::OkStatus();
 }
@@ -130,16 +151,20 @@ absl::Status CheckShape(const PageShape& shape) {
 
 uint64_t PageShape::trailer_bytes() const { return sizeof(PageTrailer) + uint64_t{8} * num_slices; }
 
-uint64_t PageShape::slot_bytes() const { return (TrailerOffset(*this) + trailer_bytes() + 4095) & ~uint64_t{4095}; }
+uint64_t PageShape::slot_bytes() const {
+  return (TrailerOffset(*this) + trailer_bytes() + 4095) & ~uint64_t{4095};
+}
 
 absl::Status NamespaceSpec::Validate() const {
   const struct {
     const char* name;
     const std::string& value;
     bool may_be_empty;
-  } texts[] = {{"model", model, false},      {"revision", weights_revision, true}, {"adapter", adapter, true},
-               {"dtype", kv_dtype, false},   {"codec", codec, false},              {"layout", layout, false},
-               {"numerics", numerics, true}, {"tenant", tenant, false},            {"salt", salt, true}};
+  } texts[] = {{"model", model, false},      {"revision", weights_revision, true},
+               {"adapter", adapter, true},   {"dtype", kv_dtype, false},
+               {"codec", codec, false},      {"layout", layout, false},
+               {"numerics", numerics, true}, {"tenant", tenant, false},
+               {"salt", salt, true}};
   for (const auto& text : texts) {
     if (absl::Status s = CheckText(text.name, text.value, text.may_be_empty); !s.ok()) return s;
   }
@@ -164,7 +189,8 @@ absl::StatusOr<NamespaceSpec> NamespaceSpec::Decode(std::string_view bytes) {
   Decoder decoder{bytes.substr(sizeof kMagic - 1)};
   NamespaceSpec spec;
   ForEachField(spec, decoder);
-  if (!decoder.ok || !decoder.in.empty()) return absl::DataLossError("namespace spec: damaged encoding");
+  if (!decoder.ok || !decoder.in.empty())
+    return absl::DataLossError("namespace spec: damaged encoding");
   if (absl::Status s = spec.Validate(); !s.ok()) return absl::DataLossError(s.message());
   return spec;
 }

@@ -21,17 +21,18 @@ NamespaceSpec TestSpec() {
   return s;
 }
 
-// One mutation a field of the spec: a new field without its line here fails FingerprintCoversEveryField by its count.
+// One mutation a field of the spec: a new field without its line here fails
+// FingerprintCoversEveryField by its count.
 const std::vector<std::function<void(NamespaceSpec&)>> kMutations = {
-    [](auto& s) { s.model = "other"; },      [](auto& s) { s.weights_revision = "r2"; },
-    [](auto& s) { s.adapter = "lora"; },     [](auto& s) { s.kv_dtype = "f32"; },
-    [](auto& s) { s.codec = "zip"; },        [](auto& s) { s.layout = "nhd"; },
-    [](auto& s) { s.layout_version = 2; },   [](auto& s) { s.numerics = "cpu-v2"; },
-    [](auto& s) { s.block_tokens = 32; },    [](auto& s) { s.shape.num_slices = 31; },
-    [](auto& s) { s.shape.slice_bytes++; },  [](auto& s) { s.tensor_rank = 1; },
-    [](auto& s) { s.tensor_size = 2; },      [](auto& s) { s.pipeline_rank = 1; },
-    [](auto& s) { s.pipeline_size = 2; },    [](auto& s) { s.context_rank = 1; },
-    [](auto& s) { s.context_size = 2; },     [](auto& s) { s.tenant = "b"; },
+    [](auto& s) { s.model = "other"; },     [](auto& s) { s.weights_revision = "r2"; },
+    [](auto& s) { s.adapter = "lora"; },    [](auto& s) { s.kv_dtype = "f32"; },
+    [](auto& s) { s.codec = "zip"; },       [](auto& s) { s.layout = "nhd"; },
+    [](auto& s) { s.layout_version = 2; },  [](auto& s) { s.numerics = "cpu-v2"; },
+    [](auto& s) { s.block_tokens = 32; },   [](auto& s) { s.shape.num_slices = 31; },
+    [](auto& s) { s.shape.slice_bytes++; }, [](auto& s) { s.tensor_rank = 1; },
+    [](auto& s) { s.tensor_size = 2; },     [](auto& s) { s.pipeline_rank = 1; },
+    [](auto& s) { s.pipeline_size = 2; },   [](auto& s) { s.context_rank = 1; },
+    [](auto& s) { s.context_size = 2; },    [](auto& s) { s.tenant = "b"; },
     [](auto& s) { s.salt = "pepper"; },
 };
 
@@ -60,12 +61,16 @@ TEST(NamespaceSpec, EncodingRoundTrips) {
 }
 
 // Golden: on disk. A change here needs a new magic.
-TEST(NamespaceSpec, GoldenFingerprint) { EXPECT_EQ(TestSpec().ComputeFingerprint().Hex(), "70fe85906c241ed87f25250687530aeb"); }
+TEST(NamespaceSpec, GoldenFingerprint) {
+  EXPECT_EQ(TestSpec().ComputeFingerprint().Hex(), "70fe85906c241ed87f25250687530aeb");
+}
 
 TEST(NamespaceSpec, DamagedEncodingsAreDataLoss) {
   const std::string good = TestSpec().Encode();
   for (size_t n = 0; n < good.size(); ++n) {
-    EXPECT_EQ(NamespaceSpec::Decode(std::string_view(good).substr(0, n)).status().code(), absl::StatusCode::kDataLoss) << n;
+    EXPECT_EQ(NamespaceSpec::Decode(std::string_view(good).substr(0, n)).status().code(),
+              absl::StatusCode::kDataLoss)
+        << n;
   }
   EXPECT_FALSE(NamespaceSpec::Decode(good + "x").ok());
 }

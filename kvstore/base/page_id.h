@@ -5,7 +5,8 @@
 
 namespace kvstore {
 
-// `slab` ids count up and are not reused for other memory; `slot` counts slots of the slab's present slot size.
+// `slab` ids count up and are not reused for other memory; `slot` counts slots of the slab's
+// present slot size.
 struct PageId {
   uint32_t slab = 0;
   uint32_t slot = 0;

@@ -26,7 +26,8 @@ class StrongId {
   Rep value_ = 0;
 };
 
-// A namespace as it stands now: clearing a namespace gives it a new NamespaceId (see store.h, "Epochs").
+// A namespace as it stands now: clearing a namespace gives it a new NamespaceId (see store.h,
+// "Epochs").
 using NamespaceId = StrongId<struct NamespaceIdTag, uint32_t>;
 using SessionId = StrongId<struct SessionIdTag>;
 using LeaseId = StrongId<struct LeaseIdTag>;

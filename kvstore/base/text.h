@@ -1,4 +1,5 @@
-// std::string_view meets Abseil here: Debian builds Abseil as C++14, so its string_view is another type than ours.
+// std::string_view meets Abseil here: Debian builds Abseil as C++14, so its string_view is another
+// type than ours.
 #pragma once
 
 #include <string_view>
@@ -7,7 +8,11 @@
 
 namespace kvstore {
 
-inline absl::string_view AbslView(std::string_view s) { return absl::string_view(s.data(), s.size()); }
-inline std::string_view StdView(absl::string_view s) { return std::string_view(s.data(), s.size()); }
+inline absl::string_view AbslView(std::string_view s) {
+  return absl::string_view(s.data(), s.size());
+}
+inline std::string_view StdView(absl::string_view s) {
+  return std::string_view(s.data(), s.size());
+}
 
 }  // namespace kvstore

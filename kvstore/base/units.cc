@@ -15,7 +15,8 @@ struct Unit {
   std::string_view name;
   double factor;
 };
-constexpr Unit kByteUnits[] = {{"B", 1}, {"KiB", 1024.}, {"MiB", 1048576.}, {"GiB", 1073741824.}, {"TiB", 1099511627776.}};
+constexpr Unit kByteUnits[] = {
+    {"B", 1}, {"KiB", 1024.}, {"MiB", 1048576.}, {"GiB", 1073741824.}, {"TiB", 1099511627776.}};
 constexpr Unit kTimeUnits[] = {{"us", 1e-6}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}};
 
 struct Quantity {
@@ -25,7 +26,8 @@ struct Quantity {
 
 std::optional<Quantity> Split(std::string_view text) {
   double number = 0;
-  auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
+  auto [end, error] =
+      std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
   if (error != std::errc() || !std::isfinite(number) || number < 0) return std::nullopt;
   return Quantity{number, text.substr(end - text.data())};
 }
@@ -48,8 +50,9 @@ absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t whole_bytes)
     const std::optional<double> bytes = Scale(*q, kByteUnits);
     if (bytes && *bytes < 9.2e18) return static_cast<uint64_t>(*bytes);
   }
-  return absl::InvalidArgumentError(absl::StrCat("size \"", std::string(text), "\" is not valid; write a number with B, KiB, MiB, GiB or TiB",
-                                                 whole_bytes > 0 ? ", or a percentage up to 100%" : "", ", such as 512MiB"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "size \"", std::string(text), "\" is not valid; write a number with B, KiB, MiB, GiB or TiB",
+      whole_bytes > 0 ? ", or a percentage up to 100%" : "", ", such as 512MiB"));
 }
 
 absl::StatusOr<absl::Duration> ParseDuration(std::string_view text) {
@@ -58,7 +61,8 @@ absl::StatusOr<absl::Duration> ParseDuration(std::string_view text) {
     if (seconds && *seconds < 1e9) return absl::Seconds(*seconds);
   }
   return absl::InvalidArgumentError(
-      absl::StrCat("time \"", std::string(text), "\" is not valid; write a number with us, ms, s, m or h, such as 200ms"));
+      absl::StrCat("time \"", std::string(text),
+                   "\" is not valid; write a number with us, ms, s, m or h, such as 200ms"));
 }
 
 std::string FormatBytes(uint64_t bytes) {

@@ -10,8 +10,8 @@
 
 namespace kvstore {
 
-// A number and one of B, KiB, MiB, GiB, TiB (binary), or a percentage of `whole_bytes` (0: percentages are refused).
-// Errors: InvalidArgument naming the text and what is valid.
+// A number and one of B, KiB, MiB, GiB, TiB (binary), or a percentage of `whole_bytes` (0:
+// percentages are refused). Errors: InvalidArgument naming the text and what is valid.
 absl::StatusOr<uint64_t> ParseBytes(std::string_view text, uint64_t whole_bytes = 0);
 // A number and one of us, ms, s, m, h. Errors as above.
 absl::StatusOr<absl::Duration> ParseDuration(std::string_view text);

@@ -13,7 +13,8 @@ TEST(ParseBytes, ReadsBinaryUnitsAndPercentages) {
 }
 
 TEST(ParseBytes, RefusesWhatIsNotASize) {
-  for (const char* text : {"", "12", "MiB", "-1MiB", "1MB", "1 MiB", "101%", "nanMiB", "1e400GiB", "99999999TiB", "5%x"}) {
+  for (const char* text : {"", "12", "MiB", "-1MiB", "1MB", "1 MiB", "101%", "nanMiB", "1e400GiB",
+                           "99999999TiB", "5%x"}) {
     EXPECT_FALSE(ParseBytes(text, 1000).ok()) << text;
   }
   EXPECT_FALSE(ParseBytes("25%").ok()) << "no whole to take a share of";
@@ -23,7 +24,8 @@ TEST(ParseDuration, ReadsUnitsAndRefusesOthers) {
   EXPECT_EQ(*ParseDuration("200ms"), absl::Milliseconds(200));
   EXPECT_EQ(*ParseDuration("2s"), absl::Seconds(2));
   EXPECT_EQ(*ParseDuration("10m"), absl::Minutes(10));
-  for (const char* text : {"", "5", "5d", "-1s", "s"}) EXPECT_FALSE(ParseDuration(text).ok()) << text;
+  for (const char* text : {"", "5", "5d", "-1s", "s"})
+    EXPECT_FALSE(ParseDuration(text).ok()) << text;
 }
 
 TEST(FormatBytes, HasThreeDigits) {

@@ -1,10 +1,13 @@
 // The index's hash table: 32-bit node ids found by a 64-bit hash, in 5 bytes a slot.
 //
-// Split into segments by the upper hash bits; each segment grows by itself, so that no insertion ever pays for rehashing more than a few
-// thousand ids (a table of one million blocks in one piece would stop the core thread for 100 ms). Linear probing in each segment with
-// one-byte tags, so that a probe reads a node only when its tag agrees, and backward-shift deletion, so that there are no tombstones.
+// Split into segments by the upper hash bits; each segment grows by itself, so that no insertion
+// ever pays for rehashing more than a few thousand ids (a table of one million blocks in one piece
+// would stop the core thread for 100 ms). Linear probing in each segment with one-byte tags, so
+// that a probe reads a node only when its tag agrees, and backward-shift deletion, so that there
+// are no tombstones.
 //
-// Externally synchronised. The table stores no hashes: growing and erasing ask `hash_of(id)` for them again.
+// Externally synchronised. The table stores no hashes: growing and erasing ask `hash_of(id)` for
+// them again.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +42,8 @@ class HashTable {
     __builtin_prefetch(&s.tags[at]);
     __builtin_prefetch(&s.ids[at]);
   }
-  // The id in the first slot whose tag agrees, not compared further, or kAbsent: what to prefetch next.
+  // The id in the first slot whose tag agrees, not compared further, or kAbsent: what to prefetch
+  // next.
   uint32_t Candidate(uint64_t hash) const {
     return Find(hash, [](uint32_t) { return true; });
   }
@@ -61,7 +65,8 @@ class HashTable {
     for (uint32_t at = s.Next(hole); s.tags[at] != kEmpty; at = s.Next(at)) {
       const uint32_t home = s.Home(hash_of(s.ids[at]));
       // The id at `at` may move back to `hole` unless its home lies between them.
-      const bool home_between = hole <= at ? (home > hole && home <= at) : (home > hole || home <= at);
+      const bool home_between =
+          hole <= at ? (home > hole && home <= at) : (home > hole || home <= at);
       if (home_between) continue;
       s.ids[hole] = s.ids[at];
       s.tags[hole] = s.tags[at];
@@ -73,15 +78,16 @@ class HashTable {
 
   size_t memory_bytes() const {
     size_t bytes = segments_.size() * sizeof(Segment);
-    for (const Segment& s : segments_) bytes += s.ids.capacity() * sizeof(uint32_t) + s.tags.capacity();
+    for (const Segment& s : segments_)
+      bytes += s.ids.capacity() * sizeof(uint32_t) + s.tags.capacity();
     return bytes;
   }
 
  private:
   static constexpr size_t kNumSegments = 1024;
   static constexpr uint8_t kEmpty = 0;
-  // Linear probing at 80 % needs 3 probes for a hit; tags keep them within one line. Growth by a quarter keeps the load above 64 %:
-  // at most 7.8 bytes an id.
+  // Linear probing at 80 % needs 3 probes for a hit; tags keep them within one line. Growth by a
+  // quarter keeps the load above 64 %: at most 7.8 bytes an id.
   static constexpr size_t kMaxLoadPercent = 80;
 
   struct Segment {
@@ -89,7 +95,9 @@ class HashTable {
     std::vector<uint8_t> tags;
     uint32_t used = 0;
 
-    uint32_t Home(uint64_t hash) const { return static_cast<uint32_t>(((hash & 0xffffffff) * ids.size()) >> 32); }
+    uint32_t Home(uint64_t hash) const {
+      return static_cast<uint32_t>(((hash & 0xffffffff) * ids.size()) >> 32);
+    }
     uint32_t Next(uint32_t at) const { return at + 1 == ids.size() ? 0 : at + 1; }
     void Place(uint64_t hash, uint32_t id) {
       uint32_t at = Home(hash);
@@ -101,7 +109,9 @@ class HashTable {
   };
 
   static size_t SegmentOf(uint64_t hash) { return hash >> 54; }
-  static uint8_t TagOf(uint64_t hash) { return static_cast<uint8_t>((hash >> 32) | 1); }  // never kEmpty
+  static uint8_t TagOf(uint64_t hash) {
+    return static_cast<uint8_t>((hash >> 32) | 1);
+  }  // never kEmpty
 
   template <typename HashOf>
   static void Grow(Segment& s, HashOf hash_of) {

@@ -28,12 +28,15 @@ uint64_t PrefixIndex::HashOf(NamespaceId ns, const BlockHash& hash) const {
 }
 
 NodeId PrefixIndex::Find(NamespaceId ns, const BlockHash& hash) const {
-  return table_.Find(HashOf(ns, hash), [&](NodeId id) { return nodes_[id].ns == ns.value() && nodes_[id].hash == hash; });
+  return table_.Find(HashOf(ns, hash), [&](NodeId id) {
+    return nodes_[id].ns == ns.value() && nodes_[id].hash == hash;
+  });
 }
 
-void PrefixIndex::MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes, std::vector<NodeId>* nodes) const {
-  // A pipeline of three stages hides the two cache misses of a look-up: table slot, then node. Its length was chosen on a Zen 3 core with
-  // one million nodes: 8 + 8 was within 5 % of the best.
+void PrefixIndex::MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes,
+                              std::vector<NodeId>* nodes) const {
+  // A pipeline of three stages hides the two cache misses of a look-up: table slot, then node. Its
+  // length was chosen on a Zen 3 core with one million nodes: 8 + 8 was within 5 % of the best.
   constexpr size_t kAhead = 8;
   uint64_t ring[2 * kAhead];
   const size_t n = hashes.size();
@@ -57,7 +60,8 @@ void PrefixIndex::MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes,
   }
 }
 
-NodeId PrefixIndex::FindOrInsert(NamespaceId ns, const BlockHash& hash, NodeId parent, uint32_t block_index) {
+NodeId PrefixIndex::FindOrInsert(NamespaceId ns, const BlockHash& hash, NodeId parent,
+                                 uint32_t block_index) {
   NodeId id = Find(ns, hash);
   if (id != kNoNode) {
     if (nodes_[id].parent == kNoNode && parent != kNoNode) Link(id, parent);
@@ -117,7 +121,9 @@ void PrefixIndex::BeginWrite(NodeId id, size_t tier, PageId page) {
   if (n.parent != kNoNode) ++columns_[tier][n.parent].num_children;
 }
 
-void PrefixIndex::Publish(NodeId id, size_t tier) { nodes_[id].copies.Set(tier, CopyState::kResident); }
+void PrefixIndex::Publish(NodeId id, size_t tier) {
+  nodes_[id].copies.Set(tier, CopyState::kResident);
+}
 
 void PrefixIndex::Remove(NodeId id, size_t tier) {
   Node& n = nodes_[id];
@@ -136,7 +142,8 @@ uint32_t PrefixIndex::NumChildrenAnywhere(NodeId id) const {
 }
 
 size_t PrefixIndex::memory_bytes() const {
-  size_t bytes = table_.memory_bytes() + nodes_.memory_bytes() + free_ids_.capacity() * sizeof(NodeId);
+  size_t bytes =
+      table_.memory_bytes() + nodes_.memory_bytes() + free_ids_.capacity() * sizeof(NodeId);
   for (const auto& column : columns_) bytes += column.memory_bytes();
   return bytes;
 }
@@ -151,17 +158,21 @@ absl::Status PrefixIndex::CheckInvariants() const {
     if (Find(NamespaceId(n.ns), n.hash) != id) return Broken(id, "not found by its key");
     if (n.parent == kNoNode) continue;
     if (!IsLive(n.parent)) return Broken(id, "parent is not a live node");
-    if (nodes_[n.parent].block_index + 1 != n.block_index) return Broken(id, "parent is not one block before");
+    if (nodes_[n.parent].block_index + 1 != n.block_index)
+      return Broken(id, "parent is not one block before");
     ++children[n.parent];
-    for (size_t t = 0; t < kNumTiers; ++t) children_in[t][n.parent] += n.copies[t] != CopyState::kAbsent;
+    for (size_t t = 0; t < kNumTiers; ++t)
+      children_in[t][n.parent] += n.copies[t] != CopyState::kAbsent;
   }
   for (NodeId id = 0; id < num_ids_; ++id) {
     if (is_free(id)) continue;
     const Node& n = nodes_[id];
     if (n.num_children != children[id]) return Broken(id, "wrong number of children");
-    if (!n.copies.HasAny() && n.holds == 0 && n.num_children == 0) return Broken(id, "unused but not erased");
+    if (!n.copies.HasAny() && n.holds == 0 && n.num_children == 0)
+      return Broken(id, "unused but not erased");
     for (size_t t = 0; t < kNumTiers; ++t) {
-      if (tiers_in_use_[t] && columns_[t][id].num_children != children_in[t][id]) return Broken(id, "wrong number of children in a tier");
+      if (tiers_in_use_[t] && columns_[t][id].num_children != children_in[t][id])
+        return Broken(id, "wrong number of children in a tier");
     }
   }
   return absl::OkStatus();

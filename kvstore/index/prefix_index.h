@@ -1,11 +1,13 @@
 // The prefix index: block key -> parent, copies in tiers, holds. No I/O, no policy.
 //
-// A node is a block that is resident or being written in some tier, or that is known only as the parent of one that is (a *ghost*: its
-// own copies are gone, or recovery has not reached it). Nodes form trees by their parents.
+// A node is a block that is resident or being written in some tier, or that is known only as the
+// parent of one that is (a *ghost*: its own copies are gone, or recovery has not reached it). Nodes
+// form trees by their parents.
 //
-// Confined to one thread. Node ids are dense and reused; side tables of other folders are indexed by them.
-// Memory: 64 bytes a node, 20 bytes a node and tier in use, at most 7.8 bytes for the table (hash_table.h); with the 8 bytes a node and
-// tier of policy::LeafLru that is at most 156 bytes a block in three tiers.
+// Confined to one thread. Node ids are dense and reused; side tables of other folders are indexed
+// by them. Memory: 64 bytes a node, 20 bytes a node and tier in use, at most 7.8 bytes for the
+// table (hash_table.h); with the 8 bytes a node and tier of policy::LeafLru that is at most 156
+// bytes a block in three tiers.
 #pragma once
 
 #include <array>
@@ -28,9 +30,12 @@ enum class CopyState : uint8_t { kAbsent = 0, kWriting = 1, kResident = 2 };
 // The states of a block's copies, two bits a tier.
 class CopyStates {
  public:
-  CopyState operator[](size_t tier) const { return static_cast<CopyState>(bits_ >> (2 * tier) & 3); }
+  CopyState operator[](size_t tier) const {
+    return static_cast<CopyState>(bits_ >> (2 * tier) & 3);
+  }
   void Set(size_t tier, CopyState state) {
-    bits_ = static_cast<uint8_t>((bits_ & ~(3u << (2 * tier))) | (static_cast<uint32_t>(state) << (2 * tier)));
+    bits_ = static_cast<uint8_t>((bits_ & ~(3u << (2 * tier))) |
+                                 (static_cast<uint32_t>(state) << (2 * tier)));
   }
   bool HasAny() const { return bits_ != 0; }
   bool HasResident() const { return (bits_ & 0b101010) != 0; }
@@ -45,13 +50,13 @@ inline constexpr NodeId kNoNode = HashTable::kAbsent;
 struct Node {
   BlockHash hash;
   uint64_t page_checksum = 0;
-  NodeId parent = kNoNode;        // kNoNode for block 0, and for ghosts whose record has not been seen
-  uint32_t num_children = 0;      // nodes, ghosts included
+  NodeId parent = kNoNode;    // kNoNode for block 0, and for ghosts whose record has not been seen
+  uint32_t num_children = 0;  // nodes, ghosts included
   uint32_t block_index = 0;
-  uint32_t touched_at = 0;        // of the last touch, in units that the store chooses
-  uint16_t ns = 0;                // NamespaceId
-  uint16_t hits = 0;              // saturates
-  uint16_t holds = 0;             // leases and moves that forbid eviction
+  uint32_t touched_at = 0;  // of the last touch, in units that the store chooses
+  uint16_t ns = 0;          // NamespaceId
+  uint16_t hits = 0;        // saturates
+  uint16_t holds = 0;       // leases and moves that forbid eviction
   CopyStates copies;
 
   bool IsResident() const { return copies.HasResident(); }
@@ -60,16 +65,19 @@ static_assert(sizeof(Node) == 64, "one cache line");
 
 class PrefixIndex {
  public:
-  // `seed`: random in production, so that callers who choose hashes cannot choose collisions; fixed in tests.
-  // `tiers_in_use`: columns for other tiers are not kept.
-  PrefixIndex(uint64_t seed, std::array<bool, kNumTiers> tiers_in_use) : seed_(seed), tiers_in_use_(tiers_in_use) {}
+  // `seed`: random in production, so that callers who choose hashes cannot choose collisions; fixed
+  // in tests. `tiers_in_use`: columns for other tiers are not kept.
+  PrefixIndex(uint64_t seed, std::array<bool, kNumTiers> tiers_in_use)
+      : seed_(seed), tiers_in_use_(tiers_in_use) {}
 
   NodeId Find(NamespaceId ns, const BlockHash& hash) const;
   // The leading nodes of `hashes` that are resident in some tier, appended to `*nodes`.
-  void MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes, std::vector<NodeId>* nodes) const;
+  void MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes,
+                   std::vector<NodeId>* nodes) const;
   // Finds the node, or makes one without copies. `parent` is linked if the node had none.
   NodeId FindOrInsert(NamespaceId ns, const BlockHash& hash, NodeId parent, uint32_t block_index);
-  // Erases the node if it has neither copies, holds nor children, and then its ancestors for which that has become true.
+  // Erases the node if it has neither copies, holds nor children, and then its ancestors for which
+  // that has become true.
   void EraseIfUnused(NodeId id);
 
   Node& node(NodeId id) { return nodes_[id]; }
@@ -87,7 +95,9 @@ class PrefixIndex {
 
   size_t num_nodes() const { return num_ids_ - free_ids_.size(); }
   NodeId id_end() const { return num_ids_; }  // every live id is below
-  size_t NumNodesIn(NamespaceId ns) const { return ns.value() < nodes_in_.size() ? nodes_in_[ns.value()] : 0; }
+  size_t NumNodesIn(NamespaceId ns) const {
+    return ns.value() < nodes_in_.size() ? nodes_in_[ns.value()] : 0;
+  }
   size_t memory_bytes() const;
   absl::Status CheckInvariants() const;
 

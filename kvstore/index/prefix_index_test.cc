@@ -23,7 +23,8 @@ BlockHash Hash(uint64_t n) {
 std::vector<NodeId> AddChain(PrefixIndex& index, uint64_t first, size_t n) {
   std::vector<NodeId> ids;
   for (size_t i = 0; i < n; ++i) {
-    const NodeId id = index.FindOrInsert(kNs, Hash(first + i), ids.empty() ? kNoNode : ids.back(), static_cast<uint32_t>(i));
+    const NodeId id = index.FindOrInsert(kNs, Hash(first + i), ids.empty() ? kNoNode : ids.back(),
+                                         static_cast<uint32_t>(i));
     index.BeginWrite(id, kDram, PageId{1, static_cast<uint32_t>(i), 1});
     index.Publish(id, kDram);
     ids.push_back(id);

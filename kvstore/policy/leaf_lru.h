@@ -1,7 +1,8 @@
 // Leaf-first LRU: the order in which the blocks of one tier are evicted.
 //
-// One list a pool, oldest last. Callers touch a prefix from its tail to its head, so that a parent is never older than its children; a
-// block that cannot be evicted now (held, or with children in the tier) is met only after out-of-order saves and gets a second chance.
+// One list a pool, oldest last. Callers touch a prefix from its tail to its head, so that a parent
+// is never older than its children; a block that cannot be evicted now (held, or with children in
+// the tier) is met only after out-of-order saves and gets a second chance.
 //
 // Confined to one thread. 8 bytes a node.
 #pragma once
@@ -38,7 +39,8 @@ class LeafLru {
   // The node touched just after `node`, kNone at the newest.
   uint32_t NextNewer(uint32_t node) const { return links_[node].newer; }
 
-  // The oldest node for which `can_evict(node)` holds. Those met before it become the newest. Looks at most at `scan_max` nodes.
+  // The oldest node for which `can_evict(node)` holds. Those met before it become the newest. Looks
+  // at most at `scan_max` nodes.
   template <typename CanEvict>
   std::optional<uint32_t> Victim(PoolId pool, uint32_t scan_max, CanEvict can_evict) {
     auto it = lists_.find(pool);

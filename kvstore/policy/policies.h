@@ -17,8 +17,8 @@ std::string_view WriteModeName(WriteMode mode);
 struct PolicyOptions {
   WriteMode write_to_dram = WriteMode::kThrough;  // from gpu
   WriteMode write_to_nvme = WriteMode::kThrough;  // from dram
-  // Write-back tiers start demoting when this share of their slots is used, and stop at the lower one, so that Reserve() finds room
-  // without waiting for a disk.
+  // Write-back tiers start demoting when this share of their slots is used, and stop at the lower
+  // one, so that Reserve() finds room without waiting for a disk.
   double high_watermark = 0.95;
   double low_watermark = 0.90;
 

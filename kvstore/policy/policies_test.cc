@@ -6,7 +6,8 @@ namespace kvstore::policy {
 namespace {
 
 TEST(Policies, WriteModeNamesRoundTrip) {
-  for (const char* name : {"through", "back"}) EXPECT_EQ(WriteModeName(*ParseWriteMode(name)), name);
+  for (const char* name : {"through", "back"})
+    EXPECT_EQ(WriteModeName(*ParseWriteMode(name)), name);
 }
 
 TEST(Policies, UnknownWriteModeNamesTheValidOnes) {

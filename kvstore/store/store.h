@@ -1,18 +1,22 @@
-// The store core: life of a block, leases, reservations, moves between tiers. Embeddable (`libkvstore`).
+// The store core: life of a block, leases, reservations, moves between tiers. Embeddable
+// (`libkvstore`).
 //
 //            Reserve            Commit                  evict from the last tier
 //   absent ----------> writing ---------> resident{tiers} -----------------------> absent
 //                         | Abort / session ends   \  promote / demote
-//                         v                         > moving(src -> dst): the source stays valid until the copy is committed
+//                         v                         > moving(src -> dst): the source stays valid
+//                         until the copy is committed
 //                       absent
 //
-// One thread decides, others move bytes: a Store is a deterministic state machine confined to its executor (the core thread). It does no
-// I/O, reads no clock but the injected one, takes no lock. Bytes move in tiers, whose completions come back to the executor.
+// One thread decides, others move bytes: a Store is a deterministic state machine confined to its
+// executor (the core thread). It does no I/O, reads no clock but the injected one, takes no lock.
+// Bytes move in tiers, whose completions come back to the executor.
 //
-// Callbacks run on the executor, exactly once unless said otherwise, and may run before the call returns. They must not call back into
-// the store's destructor.
+// Callbacks run on the executor, exactly once unless said otherwise, and may run before the call
+// returns. They must not call back into the store's destructor.
 //
-// Limits: StoreOptions; full means ResourceExhausted. Failure: whatever a tier reports turns into "not resident there", counted.
+// Limits: StoreOptions; full means ResourceExhausted. Failure: whatever a tier reports turns into
+// "not resident there", counted.
 #pragma once
 
 #include <array>
@@ -43,7 +47,8 @@ namespace kvstore::store {
 using tiers::TierKind;
 
 struct StoreOptions {
-  // A lease or reservation that is not renewed ends after this. Long enough to copy a 64K-token prefix from a slow disk.
+  // A lease or reservation that is not renewed ends after this. Long enough to copy a 64K-token
+  // prefix from a slow disk.
   absl::Duration lease_time = absl::Seconds(30);
   // For one move between tiers, queueing in the tier included.
   absl::Duration move_deadline = absl::Seconds(2);
@@ -58,33 +63,37 @@ struct StoreOptions {
   absl::Status Validate() const;
 };
 
-// Where the bytes of one acquired or reserved block lie. Valid while the lease or reservation is held; afterwards the slot's generation
-// in shared memory tells.
+// Where the bytes of one acquired or reserved block lie. Valid while the lease or reservation is
+// held; afterwards the slot's generation in shared memory tells.
 struct PageLocation {
   TierKind tier{};
   PageId page;
-  uint64_t page_checksum = 0;           // 0 in a reservation
-  std::byte* address = nullptr;         // of the slot, in this process; null for device memory
+  uint64_t page_checksum = 0;    // 0 in a reservation
+  std::byte* address = nullptr;  // of the slot, in this process; null for device memory
 };
 
 struct AcquireOptions {
-  // Tiers whose pages the caller can read where they are. A block in none of them is promoted to DRAM.
+  // Tiers whose pages the caller can read where they are. A block in none of them is promoted to
+  // DRAM.
   bool can_read_gpu = false;
 };
 
-// What an Acquire tells, in order: one update with `is_first`, then more as pages arrive; the last one has `is_last`.
+// What an Acquire tells, in order: one update with `is_first`, then more as pages arrive; the last
+// one has `is_last`.
 struct AcquireUpdate {
   struct Ready {
-    uint32_t block = 0;      // position in the hashes of the call
-    TierKind from{};         // the tier that it was found in
+    uint32_t block = 0;  // position in the hashes of the call
+    TierKind from{};     // the tier that it was found in
     PageLocation location;
   };
   bool is_first = false;
   bool is_last = false;
-  LeaseId lease;                 // set in the first update when matched_blocks > 0
-  uint32_t matched_blocks = 0;   // leading blocks that are leased; shrinks when one is lost on its way up
-  std::vector<Ready> ready;      // blocks that became readable; the first update has those that already were
-  absl::Status status;           // why matched_blocks shrank; OK otherwise
+  LeaseId lease;  // set in the first update when matched_blocks > 0
+  uint32_t matched_blocks =
+      0;  // leading blocks that are leased; shrinks when one is lost on its way up
+  std::vector<Ready>
+      ready;            // blocks that became readable; the first update has those that already were
+  absl::Status status;  // why matched_blocks shrank; OK otherwise
 };
 
 enum class ReserveState : uint8_t { kReserved, kExists, kBeingWritten, kNoSpace };
@@ -94,13 +103,13 @@ struct ReserveResult {
     ReserveState state{};
     PageLocation location;  // when kReserved
   };
-  ReservationId reservation;   // set when at least one block is kReserved
-  std::vector<Block> blocks;   // as many as hashes were given
+  ReservationId reservation;  // set when at least one block is kReserved
+  std::vector<Block> blocks;  // as many as hashes were given
 };
 
 struct CommitBlock {
-  uint32_t block = 0;           // position in the hashes of the Reserve call
-  uint64_t page_checksum = 0;   // as computed by SealSlot() / CopyIntoSlot()
+  uint32_t block = 0;          // position in the hashes of the Reserve call
+  uint64_t page_checksum = 0;  // as computed by SealSlot() / CopyIntoSlot()
 };
 
 struct MatchResult {
@@ -113,7 +122,7 @@ struct NamespaceRow {
   Fingerprint fingerprint;
   NamespaceSpec spec;
   uint64_t epoch = 0;
-  bool is_open = false;                                        // opened since start, not only found on disk
+  bool is_open = false;  // opened since start, not only found on disk
   std::array<uint64_t, tiers::kNumTierKinds> bytes_by_tier{};
 };
 
@@ -123,28 +132,31 @@ struct BlockRow {
   uint32_t block_index = 0;
   std::array<bool, tiers::kNumTierKinds> resident{};
   uint64_t bytes = 0;
-  absl::Duration age;         // since committed or recovered
+  absl::Duration age;  // since it was last used, committed or recovered
   uint32_t hits = 0;
   uint32_t leases = 0;
 };
 
 // Counters since start. A fallback or drop that nobody counts is a defect.
 struct TierCounters {
-  uint64_t hit_pages = 0;          // blocks acquired that were found here
-  uint64_t evicted_pages = 0;      // copies removed to make room
-  uint64_t promoted_pages = 0;     // copied away to a hotter tier
-  uint64_t demoted_pages = 0;      // copied into this tier from a hotter one
+  uint64_t hit_pages = 0;       // blocks acquired that were found here
+  uint64_t evicted_pages = 0;   // copies removed to make room
+  uint64_t promoted_pages = 0;  // copied away to a hotter tier
+  uint64_t demoted_pages = 0;   // copied into this tier from a hotter one
   uint64_t move_failures = 0;
-  uint64_t lost_pages = 0;         // copies dropped because a read failed or differed
+  uint64_t lost_pages = 0;  // copies dropped because a read failed or differed
   uint64_t recovered_pages = 0;
 };
 struct StoreCounters {
   uint64_t acquires = 0, matched_blocks = 0, requested_blocks = 0;
   uint64_t reserved_blocks = 0, committed_blocks = 0, aborted_blocks = 0;
-  uint64_t no_space_blocks = 0;        // Reserve answered kNoSpace
-  uint64_t dropped_blocks = 0;         // last copy gone
+  uint64_t no_space_blocks = 0;  // Reserve answered kNoSpace
+  uint64_t dropped_blocks = 0;   // last copy gone
   uint64_t leases_expired = 0, reservations_expired = 0, sessions_ended = 0;
-  uint64_t reported_bad_pages = 0;     // by readers, in Release
+  uint64_t reported_bad_pages = 0;  // by readers, in Release
+  uint64_t skipped_writes =
+      0;  // write-behind queue was full: the block stays dirty until it is about to be evicted
+  uint64_t truncated_loads = 0;  // leases that lost blocks on their way up
 };
 struct TierRow {
   TierKind kind{};
@@ -156,14 +168,17 @@ struct TierRow {
 struct StoreStatus {
   std::vector<TierRow> tiers;
   StoreCounters counters;
-  size_t sessions = 0, leases = 0, reservations = 0, namespaces = 0, blocks = 0, moves_in_flight = 0;
+  size_t sessions = 0, leases = 0, reservations = 0, namespaces = 0, blocks = 0,
+         moves_in_flight = 0;
   bool is_recovering = false;
 };
 
 struct VerifyResult {
   uint64_t checked = 0;
-  uint64_t bad = 0;       // differed or unreadable; these are dropped from their tier and their slots quarantined
-  uint64_t repaired = 0;  // of those, blocks of which a good copy from another tier was written back
+  uint64_t bad =
+      0;  // differed or unreadable; these are dropped from their tier and their slots quarantined
+  uint64_t repaired =
+      0;  // of those, blocks of which a good copy from another tier was written back
 };
 enum class VerifyMode : uint8_t { kDropBad, kRepair };
 
@@ -178,64 +193,79 @@ class Store {
   Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock);
   ~Store();  // no operation may be in flight in a tier: call Tier::Stop() first
 
-  // Begins recovery from the durable tier; blocks become matchable as they are known. `on_finished` once. Call once, first.
+  // Begins recovery from the durable tier; blocks become matchable as they are known. `on_finished`
+  // once. Call once, first.
   void Start(absl::AnyInvocable<void(absl::Status)> on_finished);
 
-  // --- Namespaces -----------------------------------------------------------------------------------------------------------------
+  // --- Namespaces
+  // -----------------------------------------------------------------------------------------------------------------
   struct OpenedNamespace {
-    NamespaceId id;            // of the present epoch: look it up again after a Clear()
+    NamespaceId id;  // of the present epoch: look it up again after a Clear()
     Fingerprint fingerprint;
     NamespaceSpec spec;
   };
-  // Opens `spec` for the tenant in it under `name` (empty: the fingerprint in hex). Idempotent. With a durable tier, `done` runs after
-  // the spec is on stable storage.
-  // Errors: InvalidArgument, bad spec; AlreadyExists, the tenant's name means another spec (the message names the first field that
-  // differs); ResourceExhausted, namespaces_max.
-  void OpenNamespace(const NamespaceSpec& spec, std::string name, absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done);
+  // Opens `spec` for the tenant in it under `name` (empty: the fingerprint in hex). Idempotent.
+  // With a durable tier, `done` runs after the spec is on stable storage. Errors: InvalidArgument,
+  // bad spec; AlreadyExists, the tenant's name means another spec (the message names the first
+  // field that differs); ResourceExhausted, namespaces_max.
+  void OpenNamespace(const NamespaceSpec& spec, std::string name,
+                     absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done);
   // By name or fingerprint hex, among the tenant's. Errors: NotFound.
-  absl::StatusOr<OpenedNamespace> FindNamespace(std::string_view tenant, std::string_view name) const;
-  absl::StatusOr<OpenedNamespace> FindNamespace(std::string_view tenant, const Fingerprint& fingerprint) const;
+  absl::StatusOr<OpenedNamespace> FindNamespace(std::string_view tenant,
+                                                std::string_view name) const;
+  absl::StatusOr<OpenedNamespace> FindNamespace(std::string_view tenant,
+                                                const Fingerprint& fingerprint) const;
   std::vector<NamespaceRow> ListNamespaces() const;
-  // O(1): gives the namespace a new epoch; old blocks can no longer be matched and are swept later. Leases on them stay valid.
-  // Errors: NotFound.
+  // O(1): gives the namespace a new epoch; old blocks can no longer be matched and are swept later.
+  // Leases on them stay valid. Errors: NotFound.
   void Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done);
 
-  // --- Sessions -------------------------------------------------------------------------------------------------------------------
+  // --- Sessions
+  // -------------------------------------------------------------------------------------------------------------------
   // Errors: ResourceExhausted, sessions_max.
   absl::StatusOr<SessionId> OpenSession(std::string_view tenant);
   // Releases all that the session holds. Unknown ids are ignored (it may have ended already).
   void CloseSession(SessionId session);
 
-  // --- Load -----------------------------------------------------------------------------------------------------------------------
+  // --- Load
+  // -----------------------------------------------------------------------------------------------------------------------
   // Longest prefix that is resident anywhere, without lease or touch.
   MatchResult Match(NamespaceId ns, std::span<const BlockHash> hashes) const;
-  // Longest-prefix match and lease in one step. Blocks below DRAM start moving up at once. `on_update` runs one or more times; never
-  // again after Release() or CloseSession() returned.
-  // Errors (in the first update, which is then the last): NotFound, session or namespace; ResourceExhausted.
-  void Acquire(SessionId session, NamespaceId ns, std::span<const BlockHash> hashes, const AcquireOptions& options,
-               std::function<void(const AcquireUpdate&)> on_update);
-  // Ends the lease. `bad_blocks`: positions whose bytes the reader found wrong; their copies in the tier that was read are verified
-  // by the store and dropped if it agrees. Errors: NotFound, no such lease of this session (it may have expired).
+  // Longest-prefix match and lease in one step. Blocks below DRAM start moving up at once.
+  // `on_update` runs one or more times; never again after Release() or CloseSession() returned.
+  // Errors (in the first update, which is then the last): NotFound, session or namespace;
+  // ResourceExhausted.
+  void Acquire(SessionId session, NamespaceId ns, std::span<const BlockHash> hashes,
+               const AcquireOptions& options, std::function<void(const AcquireUpdate&)> on_update);
+  // Ends the lease. `bad_blocks`: positions whose bytes the reader found wrong; their copies in the
+  // tier that was read are verified by the store and dropped if it agrees. Errors: NotFound, no
+  // such lease of this session (it may have expired).
   absl::Status Release(SessionId session, LeaseId lease, std::span<const uint32_t> bad_blocks);
-  // Sets the lease's or reservation's end to now + lease_time. Errors: NotFound.
+  // Sets the lease's end to now + lease_time. Errors: NotFound.
   absl::Status Renew(SessionId session, LeaseId lease);
 
-  // --- Save -----------------------------------------------------------------------------------------------------------------------
-  // Takes pages in `tier` (gpu or dram) for consecutive blocks of one prefix. `parent` is the hash before hashes[0]; nullopt for
-  // block 0. Stops handing out pages at the first kNoSpace. A block that is resident in another tier only may be reserved in this one
-  // (promotion by the client): its Commit must carry the checksum that is known.
-  // Errors: FailedPrecondition, the parent is neither resident nor being written (match again); NotFound; InvalidArgument, tier;
+  // --- Save
+  // -----------------------------------------------------------------------------------------------------------------------
+  // Takes pages in `tier` (gpu or dram) for consecutive blocks of one prefix. `parent` is the hash
+  // before hashes[0]; nullopt for block 0. Stops handing out pages at the first kNoSpace. A block
+  // that is resident in another tier only may be reserved in this one (promotion by the client):
+  // its Commit must carry the checksum that is known. Errors: FailedPrecondition, the parent is
+  // neither resident nor being written (match again); NotFound; InvalidArgument, tier;
   // ResourceExhausted, too many reserved blocks.
-  absl::StatusOr<ReserveResult> Reserve(SessionId session, NamespaceId ns, std::optional<BlockHash> parent, uint32_t first_block_index,
+  absl::StatusOr<ReserveResult> Reserve(SessionId session, NamespaceId ns,
+                                        std::optional<BlockHash> parent, uint32_t first_block_index,
                                         std::span<const BlockHash> hashes, TierKind tier);
-  // Publishes blocks: all bytes are in their slots. Blocks of the reservation may be committed in several calls.
-  // Errors: NotFound, no such reservation of this session (it may have expired); Aborted, the namespace was cleared; InvalidArgument,
-  // a position that was not reserved; DataLoss, checksum differs from the known one. On an error nothing of the call is published.
-  absl::Status Commit(SessionId session, ReservationId reservation, std::span<const CommitBlock> blocks);
+  // Publishes blocks: all bytes are in their slots. Blocks of the reservation may be committed in
+  // several calls. Errors: NotFound, no such reservation of this session (it may have expired);
+  // Aborted, the namespace was cleared; InvalidArgument, a position that was not reserved;
+  // DataLoss, checksum differs from the known one. On an error nothing of the call is published.
+  absl::Status Commit(SessionId session, ReservationId reservation,
+                      std::span<const CommitBlock> blocks);
   // Gives back what is not committed. Errors: NotFound.
   absl::Status Abort(SessionId session, ReservationId reservation);
 
-  // --- Administration -------------------------------------------------------------------------------------------------------------
+  // --- Administration
+  // -------------------------------------------------------------------------------------------------------------
   StoreStatus status() const;
   std::vector<BlockRow> List(NamespaceId ns, std::optional<TierKind> tier, size_t limit) const;
   // Removes the namespace's copies in `tier`, except last copies and blocks that are held.
@@ -244,8 +274,10 @@ class Store {
     uint64_t skipped_blocks = 0;
   };
   EvictResult Evict(NamespaceId ns, TierKind tier);
-  // Reads every page of `tier` (nullopt: all) back and checks it, a few at a time beside other work.
-  void Verify(std::optional<TierKind> tier, VerifyMode mode, absl::AnyInvocable<void(absl::StatusOr<VerifyResult>)> done);
+  // Reads every page of `tier` (nullopt: all) back and checks it, a few at a time beside other
+  // work.
+  void Verify(std::optional<TierKind> tier, VerifyMode mode,
+              absl::AnyInvocable<void(absl::StatusOr<VerifyResult>)> done);
   // Stops taking saves; runs `done` when no move is in flight. Loads go on.
   void Drain(absl::AnyInvocable<void()> done);
 

@@ -1,0 +1,236 @@
+#include "kvstore/store/copies.h"
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+
+namespace kvstore::store {
+namespace {
+
+// How far down the eviction order one call looks for a block that can go. Held blocks cluster at
+// the newest end, dirty ones are written behind within milliseconds: more than this means that the
+// tier really is full.
+constexpr uint32_t kScanMax = 256;
+// Blocks evicted from another pool in one call, to empty a slab of its.
+constexpr int kForeignEvictionsMax = 64;
+
+}  // namespace
+
+Copies::Copies(const Store::Tiers& tiers, NamespaceTable& namespaces, const Clock& clock,
+               uint64_t seed)
+    : tiers_{tiers.gpu, tiers.dram, tiers.nvme},
+      namespaces_(namespaces),
+      clock_(clock),
+      start_(clock.Now()),
+      index_(seed, {tiers.gpu != nullptr, tiers.dram != nullptr, tiers.nvme != nullptr}) {}
+
+uint32_t Copies::Ticks() const {
+  return static_cast<uint32_t>(absl::ToDoubleSeconds(clock_.Now() - start_) * kTicksPerSecond);
+}
+
+PageIdentity Copies::IdentityOf(NodeId id) const {
+  const index::Node& n = index_.node(id);
+  const Epoch& epoch = namespaces_.epoch(NamespaceId(n.ns));
+  PageIdentity identity;
+  identity.shape = epoch.ns->spec.shape;
+  identity.fingerprint = epoch.ns->fingerprint;
+  identity.epoch = epoch.epoch;
+  identity.hash = n.hash;
+  if (n.parent != index::kNoNode) identity.parent = index_.node(n.parent).hash;
+  identity.block_index = n.block_index;
+  identity.page_checksum = n.page_checksum;
+  return identity;
+}
+
+PageLocation Copies::Locate(NodeId id, TierKind kind) const {
+  PageLocation location{
+      .tier = kind, .page = page(id, kind), .page_checksum = index_.node(id).page_checksum};
+  if (const auto region = tier(kind)->Address(location.page)) location.address = region->data;
+  return location;
+}
+
+uint64_t& Copies::PagesIn(NodeId id, TierKind kind) {
+  const uint16_t ns = index_.node(id).ns;
+  if (pages_in_.size() <= ns) pages_in_.resize(ns + 1);
+  return pages_in_[ns][Pos(kind)];
+}
+
+uint64_t Copies::BytesIn(NamespaceId ns, TierKind kind) const {
+  if (ns.value() >= pages_in_.size()) return 0;
+  return pages_in_[ns.value()][Pos(kind)] * namespaces_.epoch(ns).ns->spec.shape.slot_bytes();
+}
+
+void Copies::Publish(NodeId id, TierKind kind, Recency recency) {
+  index_.Publish(id, Pos(kind));
+  const PoolId pool = PoolOf(id);
+  if (recency == Recency::kNewest) {
+    lru_[Pos(kind)].InsertNewest(pool, id);
+  } else {
+    lru_[Pos(kind)].InsertOldest(pool, id);
+  }
+  index_.node(id).touched_at = Ticks();
+  ++PagesIn(id, kind);
+}
+
+void Copies::AbandonWrite(NodeId id, TierKind kind) {
+  const PageId page = this->page(id, kind);
+  index_.Remove(id, Pos(kind));
+  tier(kind)->Release(page);
+  index_.EraseIfUnused(id);
+}
+
+void Copies::Drop(NodeId id, TierKind kind, DropReason reason) {
+  const PageId page = this->page(id, kind);
+  lru_[Pos(kind)].Remove(PoolOf(id), id);
+  --PagesIn(id, kind);
+  index_.Remove(id, Pos(kind));
+  if (reason == DropReason::kLost) {
+    ++counters(kind).lost_pages;
+    tier(kind)->Quarantine(page);
+  } else {
+    if (reason == DropReason::kEvicted) ++counters(kind).evicted_pages;
+    tier(kind)->Release(page);
+  }
+  if (!index_.node(id).IsResident()) ++store_counters_.dropped_blocks;
+  index_.EraseIfUnused(id);
+}
+
+void Copies::Touch(NodeId id) {
+  index::Node& n = index_.node(id);
+  n.touched_at = Ticks();
+  const PoolId pool = PoolOf(id);
+  for (const TierKind kind : kAllTiers) {
+    if (n.copies[Pos(kind)] == CopyState::kResident) lru_[Pos(kind)].Touch(pool, id);
+  }
+}
+
+void Copies::Unhold(NodeId id) {
+  --index_.node(id).holds;
+  index_.EraseIfUnused(id);
+}
+
+bool Copies::CanEvict(NodeId id, TierKind kind) const {
+  const index::Node& n = index_.node(id);
+  if (n.holds > 0 || index_.NumChildrenIn(id, Pos(kind)) > 0) return false;
+  bool is_last = true;
+  for (const TierKind other : kAllTiers)
+    is_last &= other == kind || n.copies[Pos(other)] != CopyState::kResident;
+  return !is_last || index_.NumChildrenAnywhere(id) == 0;
+}
+
+const tiers::Tier* Copies::ColderTier(TierKind kind) const {
+  for (size_t t = Pos(kind) + 1; t < tiers_.size(); ++t) {
+    if (tiers_[t] != nullptr)
+      return tiers_[t]->state() == tiers::TierState::kServing ? tiers_[t] : nullptr;
+  }
+  return nullptr;
+}
+
+bool Copies::IsDirty(NodeId id, TierKind kind) const {
+  if (ColderTier(kind) == nullptr) return false;
+  for (size_t t = Pos(kind) + 1; t < tiers_.size(); ++t) {
+    if (index_.node(id).copies[t] == CopyState::kResident) return false;
+  }
+  return true;
+}
+
+absl::StatusOr<PageId> Copies::TakePage(TierKind kind, PoolId pool) {
+  absl::StatusOr<PageId> page = tier(kind)->Reserve(pool);
+  while (!page.ok() && absl::IsResourceExhausted(page.status()) && EvictFor(kind, pool))
+    page = tier(kind)->Reserve(pool);
+  return page;
+}
+
+// Memory goes to the pool that uses it: while another pool's oldest block is older than ours, that
+// one gives.
+bool Copies::EvictFor(TierKind kind, PoolId pool) {
+  const PoolId oldest = PoolWithOldestBlock(kind, pool);
+  if (oldest != pool) {
+    for (int i = 0; i < kForeignEvictionsMax && EvictOldest(kind, oldest); ++i) {
+      if (tier(kind)->FreeSlots(pool) > 0) return true;
+    }
+  }
+  return EvictOldest(kind, pool);
+}
+
+PoolId Copies::PoolWithOldestBlock(TierKind kind, PoolId fallback) const {
+  const policy::LeafLru& lru = lru_[Pos(kind)];
+  if (lru.pools().size() < 2) return fallback;
+  PoolId oldest = fallback;
+  uint32_t oldest_ticks = UINT32_MAX;
+  for (const auto& [pool, list] : lru.pools()) {
+    const NodeId node = lru.Oldest(pool);
+    if (node == index::kNoNode) continue;
+    const uint32_t ticks = index_.node(node).touched_at;
+    // Ties go to the pool that asks, then to the lowest id: the order of the map must not matter.
+    const bool wins_tie = pool == fallback || (oldest != fallback && pool < oldest);
+    if (ticks < oldest_ticks || (ticks == oldest_ticks && wins_tie)) {
+      oldest_ticks = ticks;
+      oldest = pool;
+    }
+  }
+  return oldest;
+}
+
+bool Copies::EvictOldest(TierKind kind, PoolId pool) {
+  policy::LeafLru& lru = lru_[Pos(kind)];
+  NodeId next = lru.Oldest(pool);
+  for (uint32_t looked_at = 0; next != index::kNoNode && looked_at < kScanMax; ++looked_at) {
+    const NodeId id = next;
+    next = lru.NextNewer(id);
+    if (!CanEvict(id, kind)) {
+      lru.Touch(pool, id);  // second chance: held, or children came after it
+      continue;
+    }
+    if (IsDirty(id, kind) && on_dirty_victim_(id, kind)) continue;
+    Drop(id, kind, DropReason::kEvicted);
+    return true;
+  }
+  return false;
+}
+
+void Copies::WriteBackOldest(TierKind kind, PoolId pool, uint64_t blocks_max) {
+  const policy::LeafLru& lru = lru_[Pos(kind)];
+  NodeId next = lru.Oldest(pool);
+  for (uint32_t looked_at = 0; next != index::kNoNode && looked_at < kScanMax && blocks_max > 0;
+       ++looked_at) {
+    const NodeId id = next;
+    next = lru.NextNewer(id);
+    if (index_.node(id).holds > 0 || !IsDirty(id, kind)) continue;
+    if (!on_dirty_victim_(id, kind)) return;
+    --blocks_max;
+  }
+}
+
+absl::Status Copies::CheckInvariants() const {
+  if (absl::Status s = index_.CheckInvariants(); !s.ok()) return s;
+  std::array<uint64_t, tiers::kNumTierKinds> resident{}, with_pages{};
+  std::array<absl::flat_hash_set<std::pair<uint32_t, uint32_t>>, tiers::kNumTierKinds> slots;
+  for (NodeId id = 0; id < index_.id_end(); ++id) {
+    if (!index_.IsLive(id)) continue;
+    for (const TierKind kind : kAllTiers) {
+      if (state(id, kind) == CopyState::kAbsent) continue;
+      ++with_pages[Pos(kind)];
+      resident[Pos(kind)] += IsResident(id, kind);
+      const PageId p = page(id, kind);
+      if (!slots[Pos(kind)].insert({p.slab, p.slot}).second) {
+        return absl::InternalError(
+            absl::StrCat("slot ", p.slab, "/", p.slot, " belongs to two blocks"));
+      }
+    }
+  }
+  for (const TierKind kind : kAllTiers) {
+    uint64_t in_order = 0, counted = 0;
+    for (const auto& [pool, list] : lru_[Pos(kind)].pools()) in_order += lru_[Pos(kind)].size(pool);
+    for (const auto& pages : pages_in_) counted += pages[Pos(kind)];
+    if (in_order != resident[Pos(kind)] || counted != resident[Pos(kind)]) {
+      return absl::InternalError(absl::StrCat(std::string(tiers::TierName(kind)), ": ",
+                                              resident[Pos(kind)], " resident, ", in_order,
+                                              " in eviction order, ", counted, " counted"));
+    }
+    if (!Has(kind)) continue;
+    if (absl::Status s = tier(kind)->CheckInvariants(); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvstore::store

@@ -1,0 +1,116 @@
+// The copies of blocks in tiers: the one place where index, eviction order and tiers change
+// together.
+//
+// Confined to the core thread. Invariant (CheckInvariants): a copy is resident in the index exactly
+// if it is in the eviction order of its tier; its page belongs to nobody else; counts by namespace
+// and tier agree.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/page_trailer.h"
+#include "kvstore/index/prefix_index.h"
+#include "kvstore/policy/leaf_lru.h"
+#include "kvstore/store/namespace_table.h"
+#include "kvstore/store/store.h"
+#include "tiers/tier.h"
+
+namespace kvstore::store {
+
+using index::CopyState;
+using index::NodeId;
+inline constexpr TierKind kAllTiers[] = {TierKind::kGpu, TierKind::kDram, TierKind::kNvme};
+constexpr size_t Pos(TierKind kind) { return static_cast<size_t>(kind); }
+
+enum class DropReason { kEvicted, kLost, kCleared };
+enum class Recency { kNewest, kOldest };
+
+class Copies {
+ public:
+  Copies(const Store::Tiers& tiers, NamespaceTable& namespaces, const Clock& clock, uint64_t seed);
+
+  // Told of a block that should be evicted but has no copy in a colder tier. True if a copy is
+  // being made: it will be evictable later. False: it cannot be saved and may be dropped.
+  void set_on_dirty_victim(std::function<bool(NodeId, TierKind)> on_dirty_victim) {
+    on_dirty_victim_ = std::move(on_dirty_victim);
+  }
+
+  index::PrefixIndex& index() { return index_; }
+  const index::PrefixIndex& index() const { return index_; }
+  tiers::Tier* tier(TierKind kind) const { return tiers_[Pos(kind)]; }
+  bool Has(TierKind kind) const { return tiers_[Pos(kind)] != nullptr; }
+  PoolId PoolOf(NodeId id) const {
+    return namespaces_.epoch(NamespaceId(index_.node(id).ns)).ns->pool;
+  }
+  PageIdentity IdentityOf(NodeId id) const;
+  CopyState state(NodeId id, TierKind kind) const { return index_.node(id).copies[Pos(kind)]; }
+  bool IsResident(NodeId id, TierKind kind) const {
+    return state(id, kind) == CopyState::kResident;
+  }
+  PageId page(NodeId id, TierKind kind) const { return index_.page(id, Pos(kind)); }
+  PageLocation Locate(NodeId id, TierKind kind) const;
+
+  // A page of `kind`, evicting if needed. Errors: ResourceExhausted, nothing can be evicted now;
+  // what the tier says.
+  absl::StatusOr<PageId> TakePage(TierKind kind, PoolId pool);
+
+  void BeginWrite(NodeId id, TierKind kind, PageId page) { index_.BeginWrite(id, Pos(kind), page); }
+  void Publish(NodeId id, TierKind kind, Recency recency);
+  // Ends a write that will not be published, and gives its page back.
+  void AbandonWrite(NodeId id, TierKind kind);
+  // Removes a resident copy. kLost: the slot is quarantined. The node is erased when nothing is
+  // left of it.
+  void Drop(NodeId id, TierKind kind, DropReason reason);
+  // As a durable tier keeps its page for somebody else's use: for pages that recovery refuses
+  // nothing is to be done here.
+  void Touch(NodeId id);
+
+  // Forbids eviction of every copy of the block.
+  void Hold(NodeId id) { ++index_.node(id).holds; }
+  bool CanHold(NodeId id) const { return index_.node(id).holds < UINT16_MAX; }
+  void Unhold(NodeId id);
+
+  bool CanEvict(NodeId id, TierKind kind) const;
+  // A colder tier exists and has no copy of it.
+  bool IsDirty(NodeId id, TierKind kind) const;
+  // The colder tier that gets copies from `kind`, if there is one that serves.
+  const tiers::Tier* ColderTier(TierKind kind) const;
+  // Calls on_dirty_victim for up to `blocks_max` of the oldest dirty blocks of a pool.
+  void WriteBackOldest(TierKind kind, PoolId pool, uint64_t blocks_max);
+
+  // Present time in the unit of Node::touched_at.
+  uint32_t Ticks() const;
+  static constexpr double kTicksPerSecond = 16;
+
+  TierCounters& counters(TierKind kind) { return counters_[Pos(kind)]; }
+  const TierCounters& counters(TierKind kind) const { return counters_[Pos(kind)]; }
+  StoreCounters& store_counters() { return store_counters_; }
+  const StoreCounters& store_counters() const { return store_counters_; }
+  uint64_t BytesIn(NamespaceId ns, TierKind kind) const;
+  absl::Status CheckInvariants() const;
+
+ private:
+  bool EvictFor(TierKind kind, PoolId pool);
+  bool EvictOldest(TierKind kind, PoolId pool);
+  PoolId PoolWithOldestBlock(TierKind kind, PoolId fallback) const;
+  uint64_t& PagesIn(NodeId id, TierKind kind);
+
+  std::array<tiers::Tier*, tiers::kNumTierKinds> tiers_;
+  NamespaceTable& namespaces_;
+  const Clock& clock_;
+  const absl::Time start_;
+  index::PrefixIndex index_;
+  std::array<policy::LeafLru, tiers::kNumTierKinds> lru_;
+  std::array<TierCounters, tiers::kNumTierKinds> counters_;
+  StoreCounters store_counters_;
+  std::vector<std::array<uint64_t, tiers::kNumTierKinds>>
+      pages_in_;  // [namespace id][tier], resident
+  std::function<bool(NodeId, TierKind)> on_dirty_victim_;
+};
+
+}  // namespace kvstore::store

@@ -1,0 +1,136 @@
+#include "kvstore/store/moves.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace kvstore::store {
+
+Moves::Moves(Copies& copies, const Clock& clock, absl::Duration deadline)
+    : copies_(copies), clock_(clock), deadline_(deadline) {}
+
+void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done) {
+  const uint64_t key = Key(id, dst);
+  if (auto it = moves_.find(key); it != moves_.end()) {
+    it->second.waiters.push_back(std::move(done));
+    return;
+  }
+  if (copies_.state(id, dst) != CopyState::kAbsent) {
+    const bool is_there = copies_.IsResident(id, dst);
+    return done(is_there ? absl::OkStatus()
+                         : absl::AlreadyExistsError("the copy is being written"));
+  }
+  Move move{.id = id, .src = src, .dst = dst, .purpose = purpose, .waiters = {}};
+  Device& device = DeviceOf(move);
+  if (purpose == MovePurpose::kWriteBehind && device.write_behinds.size() >= kWriteBehindQueueMax) {
+    return done(absl::ResourceExhaustedError("too many blocks wait to be written behind"));
+  }
+  if (!copies_.CanHold(id))
+    return done(absl::ResourceExhaustedError("too many holds on one block"));
+  move.waiters.push_back(std::move(done));
+  moves_.emplace(key, std::move(move));
+  copies_.Hold(id);
+  (purpose == MovePurpose::kLoad ? device.loads : device.write_behinds).push_back(key);
+  Pump(device);
+}
+
+bool Moves::MayIssue(const Device& device, MovePurpose purpose) const {
+  const TierKind kind = static_cast<TierKind>(&device - devices_.data());
+  const size_t max = copies_.tier(kind)->inflight_max();
+  if (device.in_flight >= max) return false;
+  return purpose == MovePurpose::kLoad ||
+         device.write_behinds_in_flight < std::max<size_t>(1, max / 2);
+}
+
+void Moves::Pump(Device& device) {
+  while (!device.loads.empty() && MayIssue(device, MovePurpose::kLoad)) {
+    const uint64_t key = device.loads.front();
+    device.loads.pop_front();
+    Issue(key);
+  }
+  while (!device.write_behinds.empty() && MayIssue(device, MovePurpose::kWriteBehind)) {
+    const uint64_t key = device.write_behinds.front();
+    device.write_behinds.pop_front();
+    Issue(key);
+  }
+}
+
+Moves::Way Moves::Route(uint64_t key) const {
+  const Move& move = moves_.find(key)->second;
+  return {move.id, move.src, move.dst};
+}
+
+void Moves::Issue(uint64_t key) {
+  const auto [id, src, dst] = Route(key);  // by value: taking a page may start other moves
+  if (!copies_.IsResident(id, src)) {
+    return Finish(key, absl::DataLossError("the copy was lost before it could be moved"));
+  }
+  if (copies_.state(id, dst) != CopyState::kAbsent) {
+    return Finish(key, copies_.IsResident(id, dst)
+                           ? absl::OkStatus()
+                           : absl::AlreadyExistsError("the copy is being written"));
+  }
+  const absl::StatusOr<PageId> page = copies_.TakePage(dst, copies_.PoolOf(id));
+  if (!page.ok()) return Finish(key, page.status());
+  copies_.BeginWrite(id, dst, *page);
+  Submit(key, moves_.find(key)->second, *page);
+}
+
+void Moves::Submit(uint64_t key, const Move& move, PageId dst_page) {
+  Device& device = DeviceOf(move);
+  ++device.in_flight;
+  if (move.purpose == MovePurpose::kWriteBehind) ++device.write_behinds_in_flight;
+  const absl::Time deadline = clock_.Now() + deadline_;
+  const PageIdentity identity = copies_.IdentityOf(move.id);
+  auto done = [this, key](absl::Status status) { OnCopied(key, std::move(status)); };
+  tiers::Tier* dram = copies_.tier(TierKind::kDram);
+  if (move.dst == TierKind::kDram) {
+    copies_.tier(move.src)->Read(copies_.page(move.id, move.src), identity,
+                                 *dram->Address(dst_page), deadline, std::move(done));
+  } else {
+    copies_.tier(move.dst)->Write(dst_page, identity,
+                                  *dram->Address(copies_.page(move.id, move.src)), deadline,
+                                  std::move(done));
+  }
+}
+
+void Moves::OnCopied(uint64_t key, absl::Status status) {
+  const Move& move = moves_.find(key)->second;
+  Device& device = DeviceOf(move);
+  --device.in_flight;
+  if (move.purpose == MovePurpose::kWriteBehind) --device.write_behinds_in_flight;
+  const NodeId id = move.id;
+  const TierKind dst = move.dst;
+  if (status.ok()) {
+    copies_.Publish(id, dst, Recency::kNewest);
+    ++(dst < move.src ? copies_.counters(move.src).promoted_pages
+                      : copies_.counters(dst).demoted_pages);
+  } else {
+    ++copies_.counters(dst < move.src ? move.src : dst).move_failures;
+    copies_.AbandonWrite(id, dst);
+    DropSourceIfBad(move, status);
+  }
+  const bool is_published = status.ok();
+  if (is_published) on_published_(id, dst);  // before the hold ends: the block is sure to be there
+  Finish(key, std::move(status));
+  Pump(device);
+}
+
+// Read errors are the source's; of the errors of a write only DataLoss is (its bytes are not what
+// was committed).
+void Moves::DropSourceIfBad(const Move& move, const absl::Status& status) {
+  const bool is_read = move.dst == TierKind::kDram;
+  const bool is_bad = absl::IsDataLoss(status) || (is_read && absl::IsUnavailable(status));
+  if (is_bad && copies_.IsResident(move.id, move.src))
+    copies_.Drop(move.id, move.src, DropReason::kLost);
+}
+
+void Moves::Finish(uint64_t key, absl::Status status) {
+  auto it = moves_.find(key);
+  Move move = std::move(it->second);
+  moves_.erase(it);
+  for (Done& waiter : move.waiters) waiter(status);
+  copies_.Unhold(move.id);
+  if (moves_.empty() && on_idle_) on_idle_();
+}
+
+}  // namespace kvstore::store

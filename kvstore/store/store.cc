@@ -1,0 +1,473 @@
+#include "kvstore/store/store.h"
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/base/status_macros.h"
+#include "kvstore/store/copies.h"
+#include "kvstore/store/loads.h"
+#include "kvstore/store/moves.h"
+#include "kvstore/store/namespace_table.h"
+#include "kvstore/store/saves.h"
+#include "kvstore/store/sessions.h"
+#include "kvstore/store/sweep.h"
+#include "kvstore/store/verification.h"
+
+namespace kvstore::store {
+namespace {
+
+constexpr char kNamespaceKeyPrefix[] = "ns/";  // of durable metadata; on disk
+
+absl::Status NoSession() { return absl::NotFoundError("no such session; it has ended"); }
+absl::Status NoNamespace() { return absl::NotFoundError("no such namespace; open it first"); }
+
+}  // namespace
+
+absl::Status StoreOptions::Validate() const {
+  if (lease_time < absl::Seconds(1) || lease_time > absl::Hours(1)) {
+    return absl::InvalidArgumentError("limits.lease_time is not valid; valid: 1s to 1h");
+  }
+  if (move_deadline < absl::Milliseconds(1) || move_deadline > absl::Minutes(5)) {
+    return absl::InvalidArgumentError("limits.move_deadline is not valid; valid: 1ms to 5m");
+  }
+  const std::pair<const char*, size_t> counts[] = {
+      {"server.sessions_max", sessions_max},
+      {"limits.namespaces_max", namespaces_max},
+      {"limits.blocks_per_call_max", blocks_per_call_max},
+      {"limits.leases_per_session_max", leases_per_session_max},
+      {"limits.reserved_blocks_per_session_max", reserved_blocks_per_session_max},
+  };
+  for (const auto& [name, value] : counts) {
+    if (value == 0)
+      return absl::InvalidArgumentError(absl::StrCat(name, " is 0; valid: 1 or more"));
+  }
+  return policy.Validate();
+}
+
+// The rooms of the core, wired together. Everything is confined to the executor.
+struct Store::State {
+  State(const StoreOptions& o, const Store::Tiers& t, Executor& e, const Clock& c)
+      : options(o),
+        tiers(t),
+        executor(e),
+        namespaces(o.namespaces_max),
+        copies(t, namespaces, c, std::random_device{}()),
+        moves(copies, c, o.move_deadline),
+        sessions(o.sessions_max),
+        loads(options, copies, moves, sessions, e, c),
+        saves(options, copies, namespaces, sessions, e, c),
+        verification(copies, moves, e, c, o.move_deadline),
+        sweep(copies, namespaces, e, c),
+        clock(c) {
+    copies.set_on_dirty_victim([this](NodeId id, TierKind kind) { return WriteBack(id, kind); });
+    auto on_published = [this](NodeId id, TierKind kind) { ApplyWritePolicy(id, kind); };
+    moves.set_on_published(on_published);
+    saves.set_on_published(on_published);
+    moves.set_on_idle([this] {
+      if (on_drained) std::exchange(on_drained, nullptr)();
+    });
+  }
+
+  std::optional<TierKind> ColderKind(TierKind kind) const {
+    const tiers::Tier* colder = copies.ColderTier(kind);
+    if (colder == nullptr) return std::nullopt;
+    return colder->kind();
+  }
+
+  // Starts a copy of a dirty block in the colder tier. False: it cannot be saved now.
+  bool WriteBack(NodeId id, TierKind kind) {
+    const std::optional<TierKind> colder = ColderKind(kind);
+    if (!colder) return false;
+    if (moves.IsMovingTo(id, *colder)) return true;
+    moves.Start(id, kind, *colder, MovePurpose::kWriteBehind,
+                [](absl::Status) {});  // failures are counted by the move
+    return moves.IsMovingTo(id, *colder);
+  }
+
+  void ApplyWritePolicy(NodeId id, TierKind kind) {
+    const std::optional<TierKind> colder = ColderKind(kind);
+    if (!colder || copies.state(id, *colder) != CopyState::kAbsent || !copies.IsDirty(id, kind))
+      return;
+    const policy::WriteMode mode =
+        *colder == TierKind::kDram ? options.policy.write_to_dram : options.policy.write_to_nvme;
+    if (mode == policy::WriteMode::kThrough) {
+      if (!WriteBack(id, kind)) ++copies.store_counters().skipped_writes;
+      return;
+    }
+    // Write-back: keep some room ahead of need.
+    const PoolId pool = copies.PoolOf(id);
+    tiers::Tier* tier = copies.tier(kind);
+    const double slots = static_cast<double>(tier->capacity_bytes()) /
+                         static_cast<double>(copies.IdentityOf(id).shape.slot_bytes());
+    const double free = static_cast<double>(tier->FreeSlots(pool));
+    if (free >= (1 - options.policy.high_watermark) * slots) return;
+    copies.WriteBackOldest(
+        kind, pool, static_cast<uint64_t>((1 - options.policy.low_watermark) * slots - free) + 1);
+  }
+
+  absl::Status OpenPools(const Namespace& ns) {
+    for (const TierKind kind : kAllTiers) {
+      if (!copies.Has(kind)) continue;
+      RETURN_IF_ERROR(copies.tier(kind)->OpenPool(
+          ns.pool, {.tenant = ns.spec.tenant, .slot_bytes = ns.spec.shape.slot_bytes()}));
+    }
+    return absl::OkStatus();
+  }
+
+  // The namespace with this id, if it exists and is the session's tenant's. The epoch may be old.
+  absl::Status CheckCaller(SessionId session_id, NamespaceId ns) {
+    const Session* session = sessions.Find(session_id);
+    if (session == nullptr) return NoSession();
+    const Epoch* epoch = namespaces.FindEpoch(ns);
+    if (epoch == nullptr || epoch->ns->spec.tenant != session->tenant) return NoNamespace();
+    if (!epoch->is_current)
+      return absl::AbortedError("the namespace was cleared; look it up again");
+    return absl::OkStatus();
+  }
+
+  std::vector<bool> RestorePages(const std::vector<tiers::RecoveredPage>& pages);
+  bool RestorePage(const tiers::RecoveredPage& page);
+
+  const StoreOptions options;
+  const Store::Tiers tiers;
+  Executor& executor;
+  NamespaceTable namespaces;
+  Copies copies;
+  Moves moves;
+  SessionTable sessions;
+  Loads loads;
+  Saves saves;
+  Verification verification;
+  Sweep sweep;
+  const Clock& clock;
+  bool is_recovering = false;
+  bool is_draining = false;
+  absl::AnyInvocable<void()> on_drained;
+};
+
+Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock)
+    : state_(std::make_unique<State>(options, tiers, executor, clock)) {}
+
+Store::~Store() = default;
+
+// --- Recovery
+// -----------------------------------------------------------------------------------------------------------------------
+
+void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
+  State* s = state_.get();
+  if (s->tiers.nvme == nullptr) return on_finished(absl::OkStatus());
+  s->is_recovering = true;
+  tiers::DurableTier::RecoveryHooks hooks;
+  hooks.on_metadata = [s](std::string key, std::string value) {
+    if (!key.starts_with(kNamespaceKeyPrefix)) return;
+    if (!s->namespaces.Restore(value).ok()) return;  // its pages will be refused, and so removed
+    for (const Namespace* ns : s->namespaces.All()) (void)s->OpenPools(*ns);
+  };
+  hooks.on_pages = [s](const std::vector<tiers::RecoveredPage>& pages) {
+    return s->RestorePages(pages);
+  };
+  hooks.pool_of = [s](const PageIdentity& identity) -> PoolId {
+    const Namespace* ns = s->namespaces.Find(identity.fingerprint);
+    return ns == nullptr ? PoolId(UINT32_MAX) : ns->pool;
+  };
+  hooks.on_finished = [s, done = std::move(on_finished)](absl::Status status) mutable {
+    s->is_recovering = false;
+    done(std::move(status));
+  };
+  s->tiers.nvme->Recover(std::move(hooks));
+}
+
+std::vector<bool> Store::State::RestorePages(const std::vector<tiers::RecoveredPage>& pages) {
+  std::vector<bool> kept(pages.size());
+  for (size_t i = 0; i < pages.size(); ++i) kept[i] = RestorePage(pages[i]);
+  return kept;
+}
+
+bool Store::State::RestorePage(const tiers::RecoveredPage& page) {
+  const PageIdentity& identity = page.identity;
+  const Namespace* ns = namespaces.Find(identity.fingerprint);
+  if (ns == nullptr || identity.epoch != ns->epoch || !(identity.shape == ns->spec.shape))
+    return false;
+  const NodeId known = copies.index().Find(ns->id, identity.hash);
+  if (known != index::kNoNode) {
+    const index::Node& node = copies.index().node(known);
+    if (copies.state(known, TierKind::kNvme) != CopyState::kAbsent ||
+        node.block_index != identity.block_index)
+      return false;
+    if (node.IsResident() && node.page_checksum != identity.page_checksum) return false;
+    // A client is writing it anew and will say which bytes are right.
+    if (!node.IsResident() && node.copies.HasAny()) return false;
+  }
+  NodeId parent = index::kNoNode;
+  if (identity.block_index > 0) {
+    parent = copies.index().FindOrInsert(ns->id, identity.parent, index::kNoNode,
+                                         identity.block_index - 1);
+    if (copies.index().node(parent).block_index + 1 != identity.block_index) {
+      copies.index().EraseIfUnused(parent);
+      return false;
+    }
+  }
+  const NodeId id =
+      copies.index().FindOrInsert(ns->id, identity.hash, parent, identity.block_index);
+  copies.index().node(id).page_checksum = identity.page_checksum;
+  copies.BeginWrite(id, TierKind::kNvme, page.page);
+  copies.Publish(id, TierKind::kNvme, Recency::kOldest);
+  ++copies.counters(TierKind::kNvme).recovered_pages;
+  return true;
+}
+
+// --- Namespaces
+// ---------------------------------------------------------------------------------------------------------------------
+
+namespace {
+
+Store::OpenedNamespace Opened(const Namespace& ns) {
+  return {.id = ns.id, .fingerprint = ns.fingerprint, .spec = ns.spec};
+}
+
+}  // namespace
+
+void Store::OpenNamespace(const NamespaceSpec& spec, std::string name,
+                          absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
+  const bool was_known =
+      spec.Validate().ok() && state_->namespaces.Find(spec.ComputeFingerprint()) != nullptr;
+  const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
+  if (!ns.ok()) return done(ns.status());
+  if (absl::Status s = state_->OpenPools(**ns); !s.ok()) return done(s);
+  if (was_known || state_->tiers.nvme == nullptr) return done(Opened(**ns));
+  state_->tiers.nvme->SaveMetadata(
+      absl::StrCat(kNamespaceKeyPrefix, (*ns)->fingerprint.Hex()),
+      NamespaceTable::EncodeRecord(**ns),
+      [opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
+        if (!status.ok()) return done(status);
+        done(opened);
+      });
+}
+
+absl::StatusOr<Store::OpenedNamespace> Store::FindNamespace(std::string_view tenant,
+                                                            std::string_view name) const {
+  const Namespace* ns = state_->namespaces.FindByName(tenant, name);
+  if (ns != nullptr) return Opened(*ns);
+  for (const Namespace* candidate : state_->namespaces.All()) {
+    if (candidate->spec.tenant == tenant && candidate->fingerprint.Hex() == name)
+      return Opened(*candidate);
+  }
+  return absl::NotFoundError(
+      absl::StrCat("no namespace \"", std::string(name), "\"; open it first"));
+}
+
+absl::StatusOr<Store::OpenedNamespace> Store::FindNamespace(std::string_view tenant,
+                                                            const Fingerprint& fingerprint) const {
+  const Namespace* ns = std::as_const(state_->namespaces).Find(fingerprint);
+  if (ns == nullptr || ns->spec.tenant != tenant) return NoNamespace();
+  return Opened(*ns);
+}
+
+std::vector<NamespaceRow> Store::ListNamespaces() const {
+  std::vector<NamespaceRow> rows;
+  for (const Namespace* ns : state_->namespaces.All()) {
+    NamespaceRow row{.name = ns->name,
+                     .fingerprint = ns->fingerprint,
+                     .spec = ns->spec,
+                     .epoch = ns->epoch,
+                     .is_open = ns->is_open};
+    for (const TierKind kind : kAllTiers)
+      row.bytes_by_tier[Pos(kind)] = state_->copies.BytesIn(ns->id, kind);
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+void Store::Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done) {
+  Namespace* ns = state_->namespaces.Find(fingerprint);
+  if (ns == nullptr || ns->spec.tenant != tenant) return done(NoNamespace());
+  if (absl::Status s = state_->namespaces.Advance(ns); !s.ok()) return done(s);
+  state_->sweep.Start();
+  if (state_->tiers.nvme == nullptr) return done(absl::OkStatus());
+  state_->tiers.nvme->SaveMetadata(absl::StrCat(kNamespaceKeyPrefix, fingerprint.Hex()),
+                                   NamespaceTable::EncodeRecord(*ns), std::move(done));
+}
+
+// --- Sessions
+// -----------------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<SessionId> Store::OpenSession(std::string_view tenant) {
+  return state_->sessions.Open(tenant);
+}
+
+void Store::CloseSession(SessionId id) {
+  Session* session = state_->sessions.Find(id);
+  if (session == nullptr) return;
+  state_->loads.ReleaseAll(session);
+  state_->saves.AbortAll(session);
+  state_->sessions.Erase(id);
+  ++state_->copies.store_counters().sessions_ended;
+}
+
+// --- Load
+// ---------------------------------------------------------------------------------------------------------------------------
+
+MatchResult Store::Match(NamespaceId ns, std::span<const BlockHash> hashes) const {
+  return state_->loads.Match(ns, hashes);
+}
+
+void Store::Acquire(SessionId session, NamespaceId ns, std::span<const BlockHash> hashes,
+                    const AcquireOptions& options,
+                    std::function<void(const AcquireUpdate&)> on_update) {
+  absl::Status status = state_->CheckCaller(session, ns);
+  if (status.ok() && hashes.size() > state_->options.blocks_per_call_max) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("more than ", state_->options.blocks_per_call_max, " blocks in one call"));
+  }
+  if (!status.ok())
+    return on_update({.is_first = true, .is_last = true, .status = std::move(status)});
+  state_->loads.Acquire(session, ns, hashes, options, std::move(on_update));
+}
+
+absl::Status Store::Release(SessionId session, LeaseId lease,
+                            std::span<const uint32_t> bad_blocks) {
+  if (bad_blocks.empty()) return state_->loads.Release(session, lease, nullptr);
+  std::vector<std::pair<NodeId, TierKind>> read_from;
+  RETURN_IF_ERROR(state_->loads.Release(session, lease, &read_from));
+  for (const uint32_t block : bad_blocks) {
+    if (block >= read_from.size()) continue;
+    const auto [id, kind] = read_from[block];
+    ++state_->copies.store_counters().reported_bad_pages;
+    const index::PrefixIndex& index = state_->copies.index();
+    if (index.IsLive(id) && state_->copies.IsResident(id, kind))
+      state_->verification.Check(id, kind, [](absl::Status) {});
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Store::Renew(SessionId session, LeaseId lease) {
+  return state_->loads.Renew(session, lease);
+}
+
+// --- Save
+// ---------------------------------------------------------------------------------------------------------------------------
+
+absl::StatusOr<ReserveResult> Store::Reserve(SessionId session, NamespaceId ns,
+                                             std::optional<BlockHash> parent,
+                                             uint32_t first_block_index,
+                                             std::span<const BlockHash> hashes, TierKind tier) {
+  RETURN_IF_ERROR(state_->CheckCaller(session, ns));
+  if (state_->is_draining)
+    return absl::UnavailableError("the daemon is draining and takes no saves");
+  if (tier == TierKind::kNvme || !state_->copies.Has(tier)) {
+    return absl::InvalidArgumentError(
+        "pages can be reserved in dram, and in gpu where the daemon has that tier");
+  }
+  if (hashes.size() > state_->options.blocks_per_call_max) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("more than ", state_->options.blocks_per_call_max, " blocks in one call"));
+  }
+  return state_->saves.Reserve(session, ns, parent, first_block_index, hashes, tier);
+}
+
+absl::Status Store::Commit(SessionId session, ReservationId reservation,
+                           std::span<const CommitBlock> blocks) {
+  return state_->saves.Commit(session, reservation, blocks);
+}
+
+absl::Status Store::Abort(SessionId session, ReservationId reservation) {
+  return state_->saves.Abort(session, reservation);
+}
+
+// --- Administration
+// -----------------------------------------------------------------------------------------------------------------
+
+StoreStatus Store::status() const {
+  StoreStatus status;
+  const State& s = *state_;
+  for (const TierKind kind : kAllTiers) {
+    const tiers::Tier* tier = s.copies.tier(kind);
+    if (tier == nullptr) continue;
+    status.tiers.push_back({.kind = kind,
+                            .stats = tier->stats(),
+                            .state = tier->state(),
+                            .counters = s.copies.counters(kind),
+                            .degraded = tier->degraded()});
+  }
+  status.counters = s.copies.store_counters();
+  status.sessions = state_->sessions.size();
+  status.leases = s.loads.size();
+  status.reservations = s.saves.size();
+  status.namespaces = s.namespaces.size();
+  status.blocks = s.copies.index().num_nodes();
+  status.moves_in_flight = s.moves.size();
+  status.is_recovering = s.is_recovering;
+  return status;
+}
+
+std::vector<BlockRow> Store::List(NamespaceId ns, std::optional<TierKind> tier,
+                                  size_t limit) const {
+  const Copies& copies = state_->copies;
+  std::vector<BlockRow> rows;
+  const Epoch* epoch = state_->namespaces.FindEpoch(ns);
+  if (epoch == nullptr) return rows;
+  for (NodeId id = 0; id < copies.index().id_end() && rows.size() < limit; ++id) {
+    if (!copies.index().IsLive(id)) continue;
+    const index::Node& node = copies.index().node(id);
+    if (node.ns != ns.value() || !node.IsResident() || (tier && !copies.IsResident(id, *tier)))
+      continue;
+    BlockRow row{.hash = node.hash,
+                 .parent = {},
+                 .block_index = node.block_index,
+                 .bytes = epoch->ns->spec.shape.page_bytes()};
+    if (node.parent != index::kNoNode) row.parent = copies.index().node(node.parent).hash;
+    for (const TierKind kind : kAllTiers)
+      row.resident[Pos(kind)] = copies.Has(kind) && copies.IsResident(id, kind);
+    row.age = absl::Seconds((copies.Ticks() - node.touched_at) / Copies::kTicksPerSecond);
+    row.hits = node.hits;
+    row.leases = node.holds;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+Store::EvictResult Store::Evict(NamespaceId ns, TierKind tier) {
+  EvictResult result;
+  Copies& copies = state_->copies;
+  if (!copies.Has(tier)) return result;
+  for (NodeId id = 0; id < copies.index().id_end(); ++id) {
+    if (!copies.index().IsLive(id) || copies.index().node(id).ns != ns.value() ||
+        !copies.IsResident(id, tier))
+      continue;
+    bool is_last = true;
+    for (const TierKind other : kAllTiers)
+      is_last &= other == tier || !copies.Has(other) || !copies.IsResident(id, other);
+    if (is_last || copies.index().node(id).holds > 0) {
+      ++result.skipped_blocks;
+      continue;
+    }
+    copies.Drop(id, tier, DropReason::kEvicted);
+    ++result.blocks;
+  }
+  return result;
+}
+
+void Store::Verify(std::optional<TierKind> tier, VerifyMode mode,
+                   absl::AnyInvocable<void(absl::StatusOr<VerifyResult>)> done) {
+  state_->verification.CheckAll(tier, mode, std::move(done));
+}
+
+void Store::Drain(absl::AnyInvocable<void()> done) {
+  State& s = *state_;
+  s.is_draining = true;
+  for (NodeId id = 0; id < s.copies.index().id_end(); ++id) {
+    if (!s.copies.index().IsLive(id)) continue;
+    for (const TierKind kind : kAllTiers) {
+      if (s.copies.Has(kind) && s.copies.IsResident(id, kind) && s.copies.IsDirty(id, kind))
+        s.WriteBack(id, kind);
+    }
+  }
+  if (s.moves.size() == 0) return done();
+  s.on_drained = std::move(done);
+}
+
+absl::Status Store::CheckInvariants() const { return state_->copies.CheckInvariants(); }
+
+}  // namespace kvstore::store
