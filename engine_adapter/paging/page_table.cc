@@ -7,14 +7,14 @@
 
 namespace kvstore::engine {
 
-PageTable::PageTable(const KvLayout& layout, int64_t blocks_max, PageBuffer scratch)
+PageTable::PageTable(const KvLayout& layout, int64_t blocks_max, AlignedBuffer scratch)
     : layout_(layout), blocks_max_(blocks_max), scratch_(std::move(scratch)) {
   read_.reserve(static_cast<size_t>(blocks_max));
   write_.reserve(static_cast<size_t>(blocks_max));
 }
 
 absl::StatusOr<PageTable> PageTable::Create(const KvLayout& layout, int64_t max_tokens) {
-  auto scratch = PageBuffer::Allocate(static_cast<size_t>(layout.page_bytes()));
+  auto scratch = AlignedBuffer::Allocate(static_cast<size_t>(layout.page_bytes()));
   if (!scratch.ok()) return scratch.status();
   return PageTable(layout, layout.BlocksOf(max_tokens), *std::move(scratch));
 }
@@ -40,10 +40,14 @@ absl::Status PageTable::Extend(PrefixCache& cache, int64_t tokens) {
   return absl::OkStatus();
 }
 
-void PageTable::Truncate(int64_t num_blocks) {
-  const auto keep = static_cast<size_t>(std::min(num_blocks, this->num_blocks()));
-  read_.resize(keep);
-  write_.resize(keep);
+absl::Status PageTable::Replace(PrefixCache& cache, int64_t begin, int64_t end) {
+  for (int64_t block = begin; block < std::min(end, num_blocks()); ++block) {
+    absl::StatusOr<std::byte*> page = cache.NewPage(block);
+    if (!page.ok()) return page.status();
+    read_[static_cast<size_t>(block)] = *page;
+    write_[static_cast<size_t>(block)] = *page;
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace kvstore::engine

@@ -15,8 +15,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine_adapter/paging/aligned_buffer.h"
 #include "engine_adapter/paging/kv_layout.h"
-#include "engine_adapter/paging/page_buffer.h"
 #include "engine_adapter/paging/prefix_cache.h"
 
 namespace kvstore::engine {
@@ -33,19 +33,20 @@ class PageTable {
   // Errors: those of PrefixCache::NewPage.
   absl::Status Extend(PrefixCache& cache, int64_t tokens);
 
-  // Forgets the blocks from `num_blocks` on.
-  void Truncate(int64_t num_blocks);
+  // Gets new pages for the loaded blocks [begin, end), whose load failed. Errors: those of
+  // PrefixCache::NewPage.
+  absl::Status Replace(PrefixCache& cache, int64_t begin, int64_t end);
 
   int64_t num_blocks() const { return static_cast<int64_t>(read_.size()); }
   const std::byte* const* read_pages() const { return read_.data(); }
   std::byte* const* write_pages() const { return write_.data(); }
 
  private:
-  PageTable(const KvLayout& layout, int64_t blocks_max, PageBuffer scratch);
+  PageTable(const KvLayout& layout, int64_t blocks_max, AlignedBuffer scratch);
 
   KvLayout layout_;
   int64_t blocks_max_;
-  PageBuffer scratch_;
+  AlignedBuffer scratch_;  // one page
   std::vector<const std::byte*> read_;
   std::vector<std::byte*> write_;
 };

@@ -73,9 +73,10 @@ TEST(PageTable, ALostBlockGetsANewPage) {
   auto table = PageTable::Create(kLayout, 16);
   ASSERT_TRUE(table.ok());
   table->AddLoaded(cache, 2);
-  table->Truncate(1);
   ASSERT_TRUE(table->Extend(cache, 12).ok());
-  EXPECT_THAT(cache.asked_, testing::ElementsAre(1, 2));
+  ASSERT_TRUE(table->Replace(cache, 1, 2).ok());
+  EXPECT_THAT(cache.asked_, testing::ElementsAre(2, 1));
+  EXPECT_EQ(table->read_pages()[0], cache.LoadedPage(0));
   EXPECT_EQ(table->read_pages()[1], table->write_pages()[1]);
 }
 

@@ -1,7 +1,5 @@
 #include "engine_adapter/paging/prefix_cache.h"
 
-#include <absl/strings/str_cat.h>
-
 #include <cstring>
 #include <utility>
 
@@ -13,16 +11,6 @@ std::string_view BlockSourceName(BlockSource source) {
   return kNames[static_cast<size_t>(source)];
 }
 
-absl::StatusOr<PageBuffer> PageBuffer::Allocate(size_t num_bytes) {
-  const size_t rounded = (num_bytes + kAlignment - 1) / kAlignment * kAlignment;
-  auto* memory = static_cast<std::byte*>(std::aligned_alloc(kAlignment, rounded));
-  if (memory == nullptr) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for a page of ", num_bytes, " bytes"));
-  }
-  return PageBuffer(memory, num_bytes);
-}
-
 PrivatePages::PrivatePages(const KvLayout& layout, Fill fill) : layout_(layout), fill_(fill) {}
 
 PrefixLoad PrivatePages::LoadPrefix(std::span<const uint32_t>) { return load_; }
@@ -32,7 +20,7 @@ const std::byte* PrivatePages::LoadedPage(int64_t) const { return nullptr; }
 int64_t PrivatePages::WaitReady(int64_t) { return 0; }
 
 absl::StatusOr<std::byte*> PrivatePages::NewPage(int64_t) {
-  auto page = PageBuffer::Allocate(static_cast<size_t>(layout_.page_bytes()));
+  auto page = AlignedBuffer::Allocate(static_cast<size_t>(layout_.page_bytes()));
   if (!page.ok()) return page.status();
   // 0xffff is a NaN in bf16, 0xffffffff in float32.
   if (fill_ == Fill::kNan) std::memset(page->data(), 0xff, page->size());

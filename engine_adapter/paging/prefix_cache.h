@@ -2,10 +2,15 @@
 // hold the leading blocks of its prompt, empty pages for the rest, and a way to offer filled ones
 // to others.
 //
-// The engine's side of the contract (generate.cc):
-//   LoadPrefix once -> per layer WaitReady before the first read of that layer's slices -> NewPage
-//   for each further block in ascending order -> PublishPage for each block once it is full,
-//   ascending -> Finish once, at the latest in the destructor.
+// The engine's side of the contract (llama/generate.cc):
+//   1. LoadPrefix once.
+//   2. WaitReady for each layer, ascending, before that layer's slices are read for the first time.
+//   3. NewPage for each block behind the loaded ones, ascending, as the prompt and then the output
+//   reach it; and, when
+//      WaitReady took loaded blocks back, for those.
+//   4. PublishPage for each block from NewPage once it is full, ascending (a taken-back block comes
+//   before later ones).
+//   5. Finish once, or the destructor.
 // A failure to load is never an error here: the prefix is shorter and PrefixLoad says why.
 //
 // Threads: externally synchronised (one sequence, one thread); an implementation may load and save
@@ -24,8 +29,8 @@
 #include <string_view>
 #include <vector>
 
+#include "engine_adapter/paging/aligned_buffer.h"
 #include "engine_adapter/paging/kv_layout.h"
-#include "engine_adapter/paging/page_buffer.h"
 
 namespace kvstore::engine {
 
@@ -99,7 +104,7 @@ class PrivatePages final : public PrefixCache {
   const KvLayout layout_;
   const Fill fill_;
   PrefixLoad load_;
-  std::vector<PageBuffer> pages_;  // in the order of NewPage
+  std::vector<AlignedBuffer> pages_;  // in the order of NewPage
 };
 
 }  // namespace kvstore::engine

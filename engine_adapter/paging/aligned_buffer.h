@@ -1,4 +1,6 @@
-// PageBuffer owns the private memory of one page, aligned to a memory page.
+// AlignedBuffer owns private memory for pages, weights and work space. Large ones ask for huge
+// pages: streaming 270 MB of weights for each token otherwise spends its time on address
+// translation.
 #pragma once
 
 #include <absl/status/statusor.h>
@@ -9,13 +11,15 @@
 
 namespace kvstore::engine {
 
-class PageBuffer {
+class AlignedBuffer {
  public:
   static constexpr size_t kAlignment = 4096;
+  static constexpr size_t kHugePageBytes = size_t{2} << 20;
 
-  // Errors: ResourceExhausted.
-  static absl::StatusOr<PageBuffer> Allocate(size_t num_bytes);
+  // Contents unspecified. Errors: ResourceExhausted.
+  static absl::StatusOr<AlignedBuffer> Allocate(size_t num_bytes);
 
+  AlignedBuffer() = default;  // empty
   std::byte* data() { return memory_.get(); }
   const std::byte* data() const { return memory_.get(); }
   size_t size() const { return size_; }
@@ -24,7 +28,7 @@ class PageBuffer {
   struct Free {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
-  PageBuffer(std::byte* memory, size_t size) : memory_(memory), size_(size) {}
+  AlignedBuffer(std::byte* memory, size_t size) : memory_(memory), size_(size) {}
 
   std::unique_ptr<std::byte, Free> memory_;
   size_t size_ = 0;

@@ -1,0 +1,398 @@
+#include "engine_adapter/llama/cpu_backend.h"
+
+#include <absl/strings/str_cat.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "engine_adapter/llama/cpu_weights.h"
+#include "engine_adapter/llama/rope_table.h"
+#include "engine_adapter/llama/thread_pool.h"
+#include "kvstore/base/status_macros.h"
+
+namespace kvstore::engine {
+namespace {
+
+using kernels::CpuKernels;
+
+// Rows of activations that a GEMM piece keeps in the second-level cache: 192 rows x 256 columns of
+// float32 are 192 KiB.
+constexpr int64_t kGemmRows = 192;
+constexpr int64_t kGemmRowMultiple = 12;  // of the register tiles of every instruction set
+constexpr int64_t kRowsPerPiece = 16;     // of norm, rope and activation
+// Row strides that are powers of two would put the rows of a register tile into the same cache set.
+constexpr int64_t kStridePad = 16;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
+
+struct RowRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+  int64_t size() const { return end - begin; }
+};
+
+// Activations of one pass: [rows, columns] of float32 with a padded stride.
+struct Activation {
+  float* data = nullptr;
+  int64_t stride = 0;
+};
+
+int AvailableCpus() {
+  cpu_set_t set;
+  if (::sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(const ModelConfig& config, const ModelWeights& weights,
+             const CpuBackendOptions& options, const KvLayout& layout)
+      : config_(config),
+        source_(weights),
+        layout_(layout),
+        kernels_(options.kernels != nullptr ? *options.kernels : kernels::BestKernels()),
+        rows_max_(options.pass_tokens_max),
+        rope_(config),
+        pool_(options.num_threads > 0 ? options.num_threads : AvailableCpus()) {}
+
+  absl::Status Initialize() {
+    ASSIGN_OR_RETURN(weights_, CpuWeights::Pack(source_, pool_));
+    return AllocateWorkSpace();
+  }
+
+  const ModelConfig& config() const override { return config_; }
+  const KvLayout& kv_layout() const override { return layout_; }
+  int64_t pass_tokens_max() const override { return rows_max_; }
+  std::string_view numerics_class() const override { return "cpu-fma-chain-attn128-v1"; }
+  std::string_view device_name() const override { return kernels_.name; }
+  absl::Status Forward(const ForwardPass& pass) override;
+
+ private:
+  absl::Status AllocateWorkSpace();
+  absl::Status Check(const ForwardPass& pass) const;
+  void Embed(const ForwardPass& pass);
+  void FillRope(const ForwardPass& pass);
+  void Norm(RowRange rows, const Activation* residual, const std::vector<float>& weight);
+  void Gemm(RowRange rows, const Activation& a, const PackedMatrix& matrix, const Activation& c);
+  void RotateAndStore(const ForwardPass& pass, int64_t layer);
+  void Attend(const ForwardPass& pass, int64_t layer, RowRange rows);
+  void FeedForward(RowRange rows, const CpuLayerWeights& layer);
+  bool RunLayer(const ForwardPass& pass, int64_t layer, RowRange rows_out);
+  void ComputeLogits(const ForwardPass& pass);
+  template <typename Call>
+  void ForRows(RowRange rows, Call call);
+  float* scratch(int thread) { return scratch_ + thread * scratch_floats_; }
+
+  const ModelConfig config_;
+  const ModelWeights& source_;
+  const KvLayout layout_;
+  const CpuKernels& kernels_;
+  const int64_t rows_max_;
+  const RopeTable rope_;
+  ThreadPool pool_;
+  CpuWeights weights_;
+
+  AlignedBuffer work_space_;  // everything below
+  Activation x_;              // [rows, H] residual stream, without the last projection
+  Activation normed_;         // [rows, H]
+  Activation qkv_;            // [rows, Q + 2 KV]
+  Activation attended_;       // [rows, Q]
+  Activation projected_;      // [rows, H] output of o or down, added to x_ by the next norm
+  Activation gate_up_;        // [rows, 2 I]
+  Activation activated_;      // [rows, I]
+  float* cosine_ = nullptr;   // [rows, head_dim / 2]
+  float* sine_ = nullptr;
+  float* scratch_ = nullptr;  // [threads, scratch_floats_]
+  int64_t scratch_floats_ = 0;
+};
+
+absl::Status CpuBackend::AllocateWorkSpace() {
+  const auto attention = kernels::AttentionScratchFloats(config_.head_dim);
+  scratch_floats_ = RoundUp(std::max(attention, kernels::kGemmScratchFloats), 1024);
+  struct Part {
+    float** data;
+    int64_t floats;
+  };
+  std::vector<Part> parts;
+  const auto add = [&](Activation& activation, int64_t columns) {
+    activation.stride = RoundUp(columns, 16) + kStridePad;
+    parts.push_back({&activation.data, rows_max_ * activation.stride});
+  };
+  add(x_, config_.hidden_size);
+  add(normed_, config_.hidden_size);
+  add(qkv_, config_.query_size() + 2 * config_.kv_size());
+  add(attended_, config_.query_size());
+  add(projected_, config_.hidden_size);
+  add(gate_up_, 2 * config_.intermediate_size);
+  add(activated_, config_.intermediate_size);
+  parts.push_back({&cosine_, rows_max_ * rope_.half()});
+  parts.push_back({&sine_, rows_max_ * rope_.half()});
+  parts.push_back({&scratch_, pool_.num_threads() * scratch_floats_});
+  int64_t total = 0;
+  for (const Part& part : parts) total += RoundUp(part.floats, 16);
+  ASSIGN_OR_RETURN(work_space_,
+                   AlignedBuffer::Allocate(static_cast<size_t>(total) * sizeof(float)));
+  auto* next = reinterpret_cast<float*>(work_space_.data());
+  for (const Part& part : parts) {
+    *part.data = next;
+    next += RoundUp(part.floats, 16);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CpuBackend::Check(const ForwardPass& pass) const {
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  if (rows < 1 || rows > rows_max_ || pass.first_position < 0 ||
+      pass.first_position + rows > config_.max_positions) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a pass of ", rows, " tokens at position ", pass.first_position, "; valid are 1 to ",
+        rows_max_, " tokens below position ", config_.max_positions));
+  }
+  if (!pass.logits.empty() && static_cast<int64_t>(pass.logits.size()) != config_.vocab_size) {
+    return absl::InvalidArgumentError("room for logits is not the size of the vocabulary");
+  }
+  for (const uint32_t id : pass.token_ids) {
+    if (static_cast<int64_t>(id) >= config_.vocab_size) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token id ", id, " is outside the vocabulary of ", config_.vocab_size));
+    }
+  }
+  return absl::OkStatus();
+}
+
+template <typename Call>
+void CpuBackend::ForRows(RowRange rows, Call call) {
+  pool_.Run(CeilDiv(rows.size(), kRowsPerPiece), [&](int64_t piece, int) {
+    const int64_t begin = rows.begin + piece * kRowsPerPiece;
+    call(begin, std::min(begin + kRowsPerPiece, rows.end));
+  });
+}
+
+void CpuBackend::Embed(const ForwardPass& pass) {
+  const TensorView& table = source_.embedding();
+  const int64_t hidden = config_.hidden_size;
+  for (size_t row = 0; row < pass.token_ids.size(); ++row) {
+    CopyAsFloat(table, pass.token_ids[row] * hidden,
+                {x_.data + static_cast<int64_t>(row) * x_.stride, static_cast<size_t>(hidden)});
+  }
+}
+
+void CpuBackend::FillRope(const ForwardPass& pass) {
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  ForRows({0, rows}, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      rope_.Fill(pass.first_position + row, cosine_ + row * rope_.half(),
+                 sine_ + row * rope_.half());
+    }
+  });
+}
+
+void CpuBackend::Norm(RowRange rows, const Activation* residual, const std::vector<float>& weight) {
+  const kernels::NormArgs args{.x = x_.data,
+                               .y = residual != nullptr ? residual->data : nullptr,
+                               .weight = weight.data(),
+                               .out = normed_.data,
+                               .x_stride = x_.stride,
+                               .y_stride = residual != nullptr ? residual->stride : 0,
+                               .out_stride = normed_.stride,
+                               .n = config_.hidden_size,
+                               .epsilon = static_cast<float>(config_.rms_norm_eps)};
+  ForRows(rows, [&](int64_t begin, int64_t end) { kernels_.norm(args, begin, end); });
+}
+
+void CpuBackend::Gemm(RowRange rows, const Activation& a, const PackedMatrix& matrix,
+                      const Activation& c) {
+  const kernels::GemmArgs args{.a = a.data,
+                               .a_stride = a.stride,
+                               .panels = matrix.panels.data(),
+                               .weight_type = matrix.type,
+                               .bias = matrix.bias.empty() ? nullptr : matrix.bias.data(),
+                               .c = c.data,
+                               .c_stride = c.stride,
+                               .n = matrix.n,
+                               .k = matrix.k};
+  const int64_t row_pieces = CeilDiv(rows.size(), kGemmRows);
+  const int64_t piece_rows =
+      rows.size() == 1 ? 1 : RoundUp(CeilDiv(rows.size(), row_pieces), kGemmRowMultiple);
+  const int64_t panels = kernels::PanelsOf(matrix.n);
+  // Many rows: 8 panels reuse a block of activations well enough. One row: a few long pieces a
+  // thread.
+  const int64_t piece_panels = row_pieces > 1 || rows.size() > kGemmRowMultiple
+                                   ? 8
+                                   : RoundUp(CeilDiv(panels, int64_t{pool_.num_threads()} * 4), 4);
+  const int64_t panel_pieces = CeilDiv(panels, piece_panels);
+  pool_.Run(row_pieces * panel_pieces, [&](int64_t piece, int thread) {
+    const int64_t row = rows.begin + piece / panel_pieces * piece_rows;
+    const int64_t panel = piece % panel_pieces * piece_panels;
+    const kernels::GemmBlock block{row, std::min(row + piece_rows, rows.end), panel,
+                                   std::min(panel + piece_panels, panels)};
+    if (block.row_begin < block.row_end) kernels_.gemm(args, block, scratch(thread));
+  });
+}
+
+void CpuBackend::RotateAndStore(const ForwardPass& pass, int64_t layer) {
+  const CpuLayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+  const auto epsilon = static_cast<float>(config_.rms_norm_eps);
+  kernels::RopeArgs q{.x = qkv_.data,
+                      .x_stride = qkv_.stride,
+                      .heads = config_.num_heads,
+                      .head_dim = config_.head_dim,
+                      .cos = cosine_,
+                      .sin = sine_,
+                      .norm_weight = weights.q_norm.empty() ? nullptr : weights.q_norm.data(),
+                      .norm_epsilon = epsilon};
+  kernels::RopeArgs k = q;
+  k.x = qkv_.data + config_.query_size();
+  k.heads = config_.num_kv_heads;
+  k.norm_weight = weights.k_norm.empty() ? nullptr : weights.k_norm.data();
+  kernels::KvStoreArgs store_k{
+      .x = k.x,
+      .x_stride = qkv_.stride,
+      .kv_heads = config_.num_kv_heads,
+      .head_dim = config_.head_dim,
+      .pages = pass.write_pages,
+      .block_tokens = layout_.block_tokens,
+      .offset = layout_.k_offset(layer),
+      .kv_type = layout_.dtype == KvDtype::kBf16 ? kernels::KvType::kBf16 : kernels::KvType::kF32,
+      .first_position = pass.first_position};
+  kernels::KvStoreArgs store_v = store_k;
+  store_v.x = k.x + config_.kv_size();
+  store_v.offset = layout_.v_offset(layer);
+  ForRows({0, static_cast<int64_t>(pass.token_ids.size())}, [&](int64_t begin, int64_t end) {
+    kernels_.rope(q, begin, end);
+    kernels_.rope(k, begin, end);
+    kernels_.store_kv(store_k, begin, end);
+    kernels_.store_kv(store_v, begin, end);
+  });
+}
+
+void CpuBackend::Attend(const ForwardPass& pass, int64_t layer, RowRange rows) {
+  const kernels::AttentionArgs args{
+      .q = qkv_.data,
+      .q_stride = qkv_.stride,
+      .out = attended_.data,
+      .out_stride = attended_.stride,
+      .pages = pass.read_pages,
+      .block_tokens = layout_.block_tokens,
+      .k_offset = layout_.k_offset(layer),
+      .v_offset = layout_.v_offset(layer),
+      .kv_type = layout_.dtype == KvDtype::kBf16 ? kernels::KvType::kBf16 : kernels::KvType::kF32,
+      .group = config_.num_heads / config_.num_kv_heads,
+      .head_dim = config_.head_dim,
+      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
+      .first_position = pass.first_position};
+  const int64_t piece_tokens = kernels::kAttentionRowsMax / args.group;
+  const int64_t token_pieces = CeilDiv(rows.size(), piece_tokens);
+  pool_.Run(token_pieces * config_.num_kv_heads, [&](int64_t piece, int thread) {
+    // The longest pieces first, so that no thread starts one when the others are done.
+    const int64_t from_last = piece / config_.num_kv_heads;
+    const int64_t token = rows.begin + (token_pieces - 1 - from_last) * piece_tokens;
+    kernels_.attention(
+        args, {piece % config_.num_kv_heads, token, std::min(token + piece_tokens, rows.end)},
+        scratch(thread));
+  });
+}
+
+void CpuBackend::FeedForward(RowRange rows, const CpuLayerWeights& layer) {
+  Gemm(rows, normed_, layer.gate_up, gate_up_);
+  const kernels::SwigluArgs args{.gate_up = gate_up_.data,
+                                 .gate_up_stride = gate_up_.stride,
+                                 .out = activated_.data,
+                                 .out_stride = activated_.stride,
+                                 .n = config_.intermediate_size};
+  ForRows(rows, [&](int64_t begin, int64_t end) { kernels_.swiglu(args, begin, end); });
+  Gemm(rows, activated_, layer.down, projected_);
+}
+
+// Returns false when the gate ended the pass.
+bool CpuBackend::RunLayer(const ForwardPass& pass, int64_t layer, RowRange rows_out) {
+  const CpuLayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+  const RowRange rows{0, static_cast<int64_t>(pass.token_ids.size())};
+  Norm(rows, layer == 0 ? nullptr : &projected_, weights.input_norm);
+  Gemm(rows, normed_, weights.qkv, qkv_);
+  RotateAndStore(pass, layer);
+  if (pass.layer_gate && !pass.layer_gate(layer)) return false;
+  if (rows_out.size() == 0) return true;
+  Attend(pass, layer, rows_out);
+  Gemm(rows_out, attended_, weights.o, projected_);
+  Norm(rows_out, &projected_, weights.post_attention_norm);
+  FeedForward(rows_out, weights);
+  return true;
+}
+
+void CpuBackend::ComputeLogits(const ForwardPass& pass) {
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  const RowRange last{rows - 1, rows};
+  Norm(last, &projected_, weights_.final_norm);
+  // Row `last` of a matrix that starts `last` rows before the caller's memory would be out of
+  // bounds: shift the input.
+  const Activation input{normed_.data + last.begin * normed_.stride, normed_.stride};
+  Gemm({0, 1}, input, weights_.lm_head, {pass.logits.data(), config_.vocab_size});
+}
+
+absl::Status CpuBackend::Forward(const ForwardPass& pass) {
+  RETURN_IF_ERROR(Check(pass));
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  Embed(pass);
+  FillRope(pass);
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    RowRange rows_out{0, rows};
+    if (layer + 1 == config_.num_layers) rows_out.begin = pass.logits.empty() ? rows : rows - 1;
+    const Timeline::Time begin = Timeline::Now();
+    if (!RunLayer(pass, layer, rows_out)) {
+      return absl::AbortedError(absl::StrCat("the pass was ended before layer ", layer));
+    }
+    if (pass.timeline != nullptr) {
+      pass.timeline->Add(Timeline::Track::kCompute, "layer", layer, begin, Timeline::Now());
+    }
+  }
+  if (!pass.logits.empty()) ComputeLogits(pass);
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const ModelConfig& config, const CpuBackendOptions& options) {
+  if (options.num_threads < 0 || options.num_threads > CpuBackendOptions::kThreadsMax) {
+    return absl::InvalidArgumentError(absl::StrCat("num_threads is ", options.num_threads,
+                                                   "; valid are 0 (all) to ",
+                                                   CpuBackendOptions::kThreadsMax));
+  }
+  if (options.pass_tokens_max < 1 || options.pass_tokens_max > CpuBackendOptions::kPassTokensMax) {
+    return absl::InvalidArgumentError(absl::StrCat("pass_tokens_max is ", options.pass_tokens_max,
+                                                   "; valid are 1 to ",
+                                                   CpuBackendOptions::kPassTokensMax));
+  }
+  if (config.head_dim % 16 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("head_dim is ", config.head_dim, "; the CPU back-end needs a multiple of 16"));
+  }
+  const int64_t group = config.num_heads / config.num_kv_heads;
+  if (group > kernels::kAttentionRowsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(group, " query heads share a kv head; at most ",
+                                                   kernels::kAttentionRowsMax, " may"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const ModelConfig& config,
+                                                          const ModelWeights& weights,
+                                                          const CpuBackendOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(config, options));
+  const KvLayout layout{.num_layers = config.num_layers,
+                        .num_kv_heads = config.num_kv_heads,
+                        .head_dim = config.head_dim,
+                        .dtype = options.kv_dtype,
+                        .block_tokens = options.block_tokens};
+  RETURN_IF_ERROR(layout.Validate());
+  auto backend = std::make_unique<CpuBackend>(config, weights, options, layout);
+  RETURN_IF_ERROR(backend->Initialize());
+  return backend;
+}
+
+}  // namespace kvstore::engine

@@ -1,0 +1,124 @@
+// Writes small models with seeded random weights as Hugging Face folders, for tests of the forward
+// pass.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace kvstore::engine {
+
+struct RandomModel {
+  std::string family = "llama";  // model_type
+  int64_t layers = 2;
+  int64_t hidden = 48;
+  int64_t intermediate = 80;
+  int64_t heads = 6;
+  int64_t kv_heads = 2;
+  int64_t head_dim = 16;
+  int64_t vocab = 101;
+  bool tied = true;
+  std::string dtype = "BF16";  // or "F32"
+  nlohmann::json rope_scaling = nullptr;
+};
+
+class RandomModelWriter {
+ public:
+  RandomModelWriter(const RandomModel& model, uint32_t seed) : model_(model), generator_(seed) {}
+
+  void Write(const std::filesystem::path& folder) {
+    WriteConfig(folder);
+    const int64_t h = model_.hidden, q = model_.heads * model_.head_dim,
+                  kv = model_.kv_heads * model_.head_dim, i = model_.intermediate;
+    // Small beside what the layers add: a tied model would otherwise only repeat its input.
+    Add("model.embed_tokens.weight", {model_.vocab, h}, 0.0f, 0.1f);
+    Add("model.norm.weight", {h}, 1.0f, 0.1f);
+    if (!model_.tied) Add("lm_head.weight", {model_.vocab, h}, 0.0f, 0.3f);
+    for (int64_t layer = 0; layer < model_.layers; ++layer) {
+      const std::string at = "model.layers." + std::to_string(layer) + ".";
+      Add(at + "input_layernorm.weight", {h}, 1.0f, 0.1f);
+      Add(at + "post_attention_layernorm.weight", {h}, 1.0f, 0.1f);
+      AddProjection(at + "self_attn.q_proj", q, h, model_.family == "qwen2");
+      AddProjection(at + "self_attn.k_proj", kv, h, model_.family == "qwen2");
+      AddProjection(at + "self_attn.v_proj", kv, h, model_.family == "qwen2");
+      AddProjection(at + "self_attn.o_proj", h, q, false);
+      AddProjection(at + "mlp.gate_proj", i, h, false);
+      AddProjection(at + "mlp.up_proj", i, h, false);
+      AddProjection(at + "mlp.down_proj", h, i, false);
+      if (model_.family == "qwen3") {
+        Add(at + "self_attn.q_norm.weight", {model_.head_dim}, 1.0f, 0.1f);
+        Add(at + "self_attn.k_norm.weight", {model_.head_dim}, 1.0f, 0.1f);
+      }
+    }
+    WriteTensors(folder);
+  }
+
+ private:
+  void WriteConfig(const std::filesystem::path& folder) {
+    const std::string architecture = model_.family == "llama"   ? "LlamaForCausalLM"
+                                     : model_.family == "qwen2" ? "Qwen2ForCausalLM"
+                                                                : "Qwen3ForCausalLM";
+    nlohmann::json config = {{"model_type", model_.family},
+                             {"architectures", {architecture}},
+                             {"hidden_act", "silu"},
+                             {"num_hidden_layers", model_.layers},
+                             {"hidden_size", model_.hidden},
+                             {"intermediate_size", model_.intermediate},
+                             {"num_attention_heads", model_.heads},
+                             {"num_key_value_heads", model_.kv_heads},
+                             {"head_dim", model_.head_dim},
+                             {"vocab_size", model_.vocab},
+                             {"rms_norm_eps", 1e-5},
+                             {"rope_theta", 10000.0},
+                             {"max_position_embeddings", 512},
+                             {"tie_word_embeddings", model_.tied}};
+    if (!model_.rope_scaling.is_null()) config["rope_scaling"] = model_.rope_scaling;
+    std::ofstream(folder / "config.json") << config.dump();
+  }
+
+  // Weights of size 1 / sqrt(width) keep activations near 1.
+  void AddProjection(const std::string& name, int64_t rows, int64_t width, bool has_bias) {
+    Add(name + ".weight", {rows, width}, 0.0f, 1.0f / std::sqrt(static_cast<float>(width)));
+    if (has_bias) Add(name + ".bias", {rows}, 0.0f, 0.5f);
+  }
+
+  void Add(const std::string& name, const std::vector<int64_t>& shape, float mean,
+           float deviation) {
+    std::normal_distribution<float> normal(mean, deviation);
+    int64_t elements = 1;
+    for (const int64_t dimension : shape) elements *= dimension;
+    const size_t begin = data_.size();
+    for (int64_t i = 0; i < elements; ++i) {
+      const float value = normal(generator_);
+      uint32_t bits;
+      std::memcpy(&bits, &value, 4);
+      const bool is_bf16 = model_.dtype == "BF16";
+      for (int byte = is_bf16 ? 2 : 0; byte < 4; ++byte) {
+        data_.push_back(static_cast<char>((bits >> (8 * byte)) & 0xff));
+      }
+    }
+    header_[name] = {
+        {"dtype", model_.dtype}, {"shape", shape}, {"data_offsets", {begin, data_.size()}}};
+  }
+
+  void WriteTensors(const std::filesystem::path& folder) {
+    std::string text = header_.dump();
+    text.resize((text.size() + 7) / 8 * 8, ' ');
+    std::ofstream file(folder / "model.safetensors", std::ios::binary);
+    for (int i = 0; i < 8; ++i) file.put(static_cast<char>((text.size() >> (8 * i)) & 0xff));
+    file << text << data_;
+  }
+
+  const RandomModel model_;
+  std::mt19937 generator_;
+  nlohmann::json header_;
+  std::string data_;
+};
+
+}  // namespace kvstore::engine
