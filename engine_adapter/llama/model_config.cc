@@ -4,7 +4,7 @@
 #include <absl/strings/str_cat.h>
 #include <openssl/sha.h>
 
-#include "engine_adapter/llama/json_file.h"
+#include "engine_adapter/json/json_file.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 

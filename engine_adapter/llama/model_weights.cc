@@ -10,7 +10,7 @@
 #include <memory>
 #include <set>
 
-#include "engine_adapter/llama/json_file.h"
+#include "engine_adapter/json/json_file.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 

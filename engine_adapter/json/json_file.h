@@ -1,7 +1,7 @@
 // Reads JSON from untrusted files: a bound on the size, no exceptions, and errors that name the
 // file and the key.
 //
-// Internal to this folder (it pulls in nlohmann/json): include it from sources only.
+// It pulls in nlohmann/json: include it from sources only, never from a header that others use.
 #pragma once
 
 #include <absl/status/status.h>

@@ -1,4 +1,4 @@
-#include "engine_adapter/llama/json_file.h"
+#include "engine_adapter/json/json_file.h"
 
 #include <absl/strings/str_cat.h>
 
