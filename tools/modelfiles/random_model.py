@@ -1,0 +1,74 @@
+"""Random-weight models of any shape: the same bytes from the same seed, on any machine and numpy version.
+
+Element i of a tensor is SplitMix64 number i from a start that SHA-256 makes of seed and tensor name, as a uniform number with the mean and
+spread below. Only integer arithmetic and exact float operations are used.
+"""
+
+import hashlib
+
+import numpy as np
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_CHUNK = 1 << 20
+
+
+def uniform(seed, name, count):
+    """`count` float32 numbers, uniform in [-1, 1), multiples of 2^-23."""
+    start = np.uint64(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little"))
+    out = np.empty(count, np.float32)
+    with np.errstate(over="ignore"):
+        for begin in range(0, count, _CHUNK):
+            end = min(begin + _CHUNK, count)
+            z = start + np.arange(begin + 1, end + 1, dtype=np.uint64) * _GOLDEN
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            z = z ^ (z >> np.uint64(31))
+            out[begin:end] = (z >> np.uint64(40)).astype(np.float32) * np.float32(2**-23) - np.float32(1)
+    return out
+
+
+def tensor_shapes(config):
+    """Hugging Face names and shapes of all weights, in the order they are written."""
+    hidden, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    query, key = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        attention = prefix + "self_attn."
+        shapes[prefix + "input_layernorm.weight"] = (hidden,)
+        for part, rows in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
+            shapes[f"{attention}{part}.weight"] = (rows, hidden)
+            if config["model_type"] == "qwen2":
+                shapes[f"{attention}{part}.bias"] = (rows,)
+        if config["model_type"] == "qwen3":
+            shapes[attention + "q_norm.weight"] = (dim,)
+            shapes[attention + "k_norm.weight"] = (dim,)
+        shapes[attention + "o_proj.weight"] = (hidden, query)
+        shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
+        shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
+        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (config["vocab_size"], hidden)
+    return shapes
+
+
+def tensor(seed, name, shape):
+    """Spreads that keep activations near 1 and make attention and logits uneven, so that mistakes in either are seen.
+
+    A uniform number in [-1, 1) has a standard deviation of 3^-1/2. Rows of fan-in n get a gain g: deviation g * n^-1/2.
+    """
+    values = uniform(seed, name, int(np.prod(shape)))
+    if name.endswith("norm.weight"):
+        return (np.float32(1) + np.float32(0.5) * values).reshape(shape)
+    if name.endswith(".bias"):
+        return (np.float32(0.75) * values).reshape(shape)
+    gain = 1.5 if ".q_proj." in name or ".k_proj." in name else 2.0 if "lm_head" in name or "embed" in name else 1.0
+    return (values * np.float32(gain * (3.0 / shape[-1]) ** 0.5)).reshape(shape)
