@@ -1,0 +1,156 @@
+"""Groups of tests and how each kind is run and counted: check scripts, CTest labels, pytest."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import xml.etree.ElementTree as xml
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SKIPPED_CODE = 77
+
+
+@dataclass
+class Outcome:
+    name: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    notes: list = field(default_factory=list)  # names of what failed or was skipped, and why
+    seconds: float = 0.0
+
+
+def skipped_group(name, reason):
+    return Outcome(name, skipped=1, notes=[f"skipped: {reason}"])
+
+
+def run_bounded(command, seconds, env=None, cwd=ROOT):
+    """Runs `command` in a process group of its own. Returns its exit code; None when it ran out of time and was killed."""
+    process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, start_new_session=True)
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        try:  # what it left behind as well
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+def run_check(script, seconds=120):
+    outcome = Outcome(script)
+    code = run_bounded([str(ROOT / "tools" / "dev" / script)], seconds)
+    if code == SKIPPED_CODE:
+        return skipped_group(script, "its program is not installed")
+    outcome.passed, outcome.failed = (1, 0) if code == 0 else (0, 1)
+    if code != 0:
+        outcome.notes.append(f"failed: tools/dev/{script}" + (" ran out of time" if code is None else ""))
+    return outcome
+
+
+def run_ctest(folder, label, seconds, jobs, regex=None, env=None):
+    """Runs the CTest entries of a label. Counts the cases of GoogleTest's own reports, and one for each other entry."""
+    results = folder / "test-results" / label
+    results.mkdir(parents=True, exist_ok=True)
+    for old in results.iterdir():
+        old.unlink()
+    junit = results / "ctest.junit"
+    command = ["ctest", "--test-dir", str(folder), "-L", f"^{label}$", "-j", str(jobs), "--output-junit", str(junit),
+               "--output-on-failure", "--no-tests=ignore", "--progress"]
+    command += ["-R", regex] if regex else []
+    code = run_bounded(command, seconds, {"GTEST_OUTPUT": f"json:{results}/", "GTEST_BRIEF": "1", **(env or {})})
+    outcome = count_ctest(label, junit, results)
+    if code is None:
+        outcome.failed += 1
+        outcome.notes.append(f"failed: group {label} did not end within {seconds:.0f} s")
+    elif code != 0 and outcome.failed == 0:
+        outcome.failed += 1
+        outcome.notes.append(f"failed: ctest ended with {code}")
+    return outcome
+
+
+def count_ctest(label, junit, results):
+    outcome = Outcome(label)
+    for case in xml.parse(junit).getroot().iter("testcase") if junit.exists() else []:
+        name, status = case.get("name"), case.get("status")
+        reports = [path for path in results.glob("*.json") if re.fullmatch(re.escape(name) + r"(_\d+)?", path.stem)]
+        failed_before = outcome.failed
+        for report in reports:
+            count_gtest(outcome, name, report)
+        if status == "run" and not reports:
+            outcome.passed += 1
+        elif status in ("notrun", "disabled"):
+            outcome.skipped += 1
+            outcome.notes.append(f"skipped: {name}: {skip_reason(case)}")
+        elif status == "fail" and outcome.failed == failed_before:  # crashed, hung, or no GoogleTest program
+            outcome.failed += 1
+            outcome.notes.append(f"failed: {name}")
+    return outcome
+
+
+def skip_reason(case):
+    element = case.find("skipped")
+    return element.get("message", "no reason given") if element is not None else "no reason given"
+
+
+def count_gtest(outcome, program, report):
+    try:
+        suites = json.loads(report.read_text())["testsuites"]
+    except (ValueError, KeyError):
+        return  # cut off by a crash: the CTest entry counts
+    for suite in suites:
+        for case in suite["testsuite"]:
+            name = f"{program}: {suite['name']}.{case['name']}"
+            if case.get("failures"):
+                outcome.failed += 1
+                outcome.notes.append(f"failed: {name}")
+            elif case.get("result") == "SKIPPED":
+                outcome.skipped += 1
+                outcome.notes.append(f"skipped: {name}")
+            elif case.get("status") == "RUN":
+                outcome.passed += 1
+
+
+def run_pytest(python, name, arguments, seconds, env=None):
+    junit = ROOT / "build" / f"pytest-{name}.xml"
+    junit.parent.mkdir(exist_ok=True)
+    junit.unlink(missing_ok=True)
+    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junit-xml={junit}", *arguments]
+    code = run_bounded(command, seconds, {"PYTHONDONTWRITEBYTECODE": "1", **(env or {})})
+    outcome = count_pytest(name, junit)
+    if code is None:
+        outcome.failed += 1
+        outcome.notes.append(f"failed: group {name} did not end within {seconds:.0f} s")
+    elif code not in (0, 1, 5):  # 1: tests failed and are counted; 5: none was selected
+        outcome.failed += 1
+        outcome.notes.append(f"failed: pytest ended with {code}")
+    return outcome
+
+
+def count_pytest(name, junit):
+    outcome = Outcome(name)
+    for case in xml.parse(junit).getroot().iter("testcase") if junit.exists() else []:
+        label = f"{case.get('classname')}.{case.get('name')}"
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            outcome.failed += 1
+            outcome.notes.append(f"failed: {label}")
+        elif skipped is not None:
+            outcome.skipped += 1
+            outcome.notes.append(f"skipped: {label}: {skipped.get('message')}")
+        else:
+            outcome.passed += 1
+    return outcome
+
+
+def timed(run):
+    start = time.monotonic()
+    outcome = run()
+    outcome.seconds = time.monotonic() - start
+    return outcome
