@@ -1,0 +1,42 @@
+// The command line of kvengine, parsed and checked before anything is opened.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "engine_adapter/paging/kv_layout.h"
+#include "kernels/sampling.h"
+
+namespace kvstore::engine {
+
+// Exit codes of kvengine.
+inline constexpr int kExitDone = 0;
+inline constexpr int kExitFailed = 1;
+inline constexpr int kExitUsage = 2;
+
+// `kvengine generate`. Exactly one of prompt, prompt_file and prompt_ids_file is given.
+struct GenerateCommand {
+  std::string model_dir;
+  std::optional<std::string> prompt;
+  std::optional<std::string> prompt_file;      // "-" is standard input
+  std::optional<std::string> prompt_ids_file;  // one token id per whitespace; "-" is standard input
+  std::string question;                        // put behind the prompt file's text
+  bool is_chat = false;
+  int64_t max_tokens = 64;
+  int64_t block_tokens = 64;
+  KvDtype kv_dtype = KvDtype::kBf16;
+  int num_threads = 0;  // 0: all CPUs of this process
+  kernels::SamplingOptions sampling;
+  uint64_t seed = 0;
+  std::string timeline_file;  // empty: none
+  std::string logits_file;    // empty: none
+  bool has_json_output = false;
+};
+
+// The command, or the exit code when there is nothing left to do: help was printed, or the usage
+// was wrong and said so.
+std::variant<GenerateCommand, int> ParseCommandLine(int argc, char** argv);
+
+}  // namespace kvstore::engine

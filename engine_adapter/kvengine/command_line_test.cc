@@ -1,0 +1,107 @@
+#include "engine_adapter/kvengine/command_line.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace kvstore::engine {
+namespace {
+
+std::variant<GenerateCommand, int> Parse(std::vector<std::string> words) {
+  words.insert(words.begin(), "kvengine");
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  return ParseCommandLine(static_cast<int>(argv.size()), argv.data());
+}
+
+TEST(CommandLine, ReadsEveryFlagOfGenerate) {
+  const auto parsed = Parse({"generate",
+                             "--model",
+                             "m",
+                             "--prompt-file",
+                             "f",
+                             "--question",
+                             "why?",
+                             "--chat",
+                             "--max-tokens",
+                             "7",
+                             "--block-tokens",
+                             "32",
+                             "--kv-dtype",
+                             "f32",
+                             "--threads",
+                             "3",
+                             "--temperature",
+                             "0.5",
+                             "--top-k",
+                             "9",
+                             "--top-p",
+                             "0.8",
+                             "--seed",
+                             "11",
+                             "--no-store",
+                             "--device",
+                             "cpu",
+                             "--timeline",
+                             "t.json",
+                             "--logits-out",
+                             "l",
+                             "--json"});
+  const auto* command = std::get_if<GenerateCommand>(&parsed);
+  ASSERT_NE(command, nullptr);
+  EXPECT_EQ(command->model_dir, "m");
+  EXPECT_EQ(command->prompt_file, "f");
+  EXPECT_EQ(command->question, "why?");
+  EXPECT_TRUE(command->is_chat);
+  EXPECT_EQ(command->max_tokens, 7);
+  EXPECT_EQ(command->block_tokens, 32);
+  EXPECT_EQ(command->kv_dtype, KvDtype::kF32);
+  EXPECT_EQ(command->num_threads, 3);
+  EXPECT_FLOAT_EQ(command->sampling.temperature, 0.5f);
+  EXPECT_EQ(command->sampling.top_k, 9);
+  EXPECT_FLOAT_EQ(command->sampling.top_p, 0.8f);
+  EXPECT_EQ(command->seed, 11u);
+  EXPECT_EQ(command->timeline_file, "t.json");
+  EXPECT_EQ(command->logits_file, "l");
+  EXPECT_TRUE(command->has_json_output);
+}
+
+TEST(CommandLine, WrongUsageIsExitCodeTwo) {
+  const std::vector<std::vector<std::string>> wrong = {
+      {},
+      {"generate"},
+      {"generate", "--model", "m"},
+      {"generate", "--prompt", "p"},
+      {"generate", "--model", "m", "--prompt", "p", "--prompt-file", "f"},
+      {"generate", "--model", "m", "--prompt", "p", "--question", "q"},
+      {"generate", "--model", "m", "--prompt-ids", "f", "--chat"},
+      {"generate", "--model", "m", "--prompt", "p", "--max-tokens", "0"},
+      {"generate", "--model", "m", "--prompt", "p", "--max-tokens", "many"},
+      {"generate", "--model", "m", "--prompt", "p", "--block-tokens", "65537"},
+      {"generate", "--model", "m", "--prompt", "p", "--kv-dtype", "fp8"},
+      {"generate", "--model", "m", "--prompt", "p", "--device", "tpu"},
+      {"generate", "--model", "m", "--prompt", "p", "--top-p", "0"},
+      {"generate", "--model", "m", "--prompt", "p", "--temperature", "-1"},
+      {"generate", "--model", "m", "--prompt", "p", "--unknown"},
+      {"serve-everything"},
+  };
+  for (const auto& words : wrong) {
+    const auto parsed = Parse(words);
+    const int* exit_code = std::get_if<int>(&parsed);
+    ASSERT_NE(exit_code, nullptr) << testing::PrintToString(words);
+    EXPECT_EQ(*exit_code, kExitUsage) << testing::PrintToString(words);
+  }
+}
+
+TEST(CommandLine, HelpShowsAnExampleAndIsExitCodeZero) {
+  testing::internal::CaptureStdout();
+  const auto parsed = Parse({"generate", "--help"});
+  const std::string text = testing::internal::GetCapturedStdout();
+  EXPECT_EQ(std::get<int>(parsed), kExitDone);
+  EXPECT_THAT(text, testing::HasSubstr("Example:\n  kvengine generate --model"));
+}
+
+}  // namespace
+}  // namespace kvstore::engine
