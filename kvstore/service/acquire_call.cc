@@ -1,0 +1,130 @@
+#include "kvstore/service/acquire_call.h"
+
+#include <utility>
+
+#include "kvstore/base/status_macros.h"
+#include "kvstore/service/translate.h"
+
+namespace kvstore::service {
+
+grpc::ServerWriteReactor<v1::AcquireResponse>* AcquireCall::Start(const CallParts& parts, const Caller& caller,
+                                                                  const grpc::CallbackServerContext& context,
+                                                                  const v1::AcquireRequest& request) {
+  std::shared_ptr<AcquireCall> call(new AcquireCall(parts));
+  call->self_ = call;
+  if (absl::Status status = call->Prepare(caller, context, request); !status.ok()) {
+    call->edge_.Post([call, status] { call->End(status); });
+  }
+  return call.get();
+}
+
+absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context, const v1::AcquireRequest& request) {
+  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, request.ByteSizeLong()));
+  ASSIGN_OR_RETURN(SessionRecord session, SessionOf(scope_));
+  session_ = session.id;
+  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_()));
+  BlockKeys blocks;
+  ASSIGN_OR_RETURN(blocks.hashes, ReadHashes(request.hashes()));
+  if (scope_.server_deadline.has_value()) {
+    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock, after = *scope_.server_deadline] {
+      edge.PostAt(clock.Now() + after, [weak] {
+        if (auto late = weak.lock()) late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
+      });
+    });
+  }
+  const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu()};
+  const bool is_posted = parts_.core.TryPost([self = shared_from_this(), key = std::move(key), blocks = std::move(blocks), options]() mutable {
+    self->StartOnCore(std::move(key), std::move(blocks), options);
+  });
+  return is_posted ? absl::OkStatus() : CoreIsBusy();
+}
+
+void AcquireCall::StartOnCore(NamespaceKey key, BlockKeys blocks, store::AcquireOptions options) {
+  if (is_cancelled_.load(std::memory_order_relaxed)) return;
+  ResolveBlocks(parts_.store, parts_.core, edge_, scope_.tenant, std::move(key), std::move(blocks),
+                [self = shared_from_this(), options](absl::StatusOr<ResolvedBlocks> resolved) {
+                  if (!resolved.ok()) {
+                    self->edge_.Post([self, status = resolved.status()] { self->End(status); });
+                    return;
+                  }
+                  // The store keeps the callback while pages are on their way, and with it this call.
+                  self->parts_.store.Acquire(self->session_, resolved->ns.id, resolved->hashes, options,
+                                             [self](const store::AcquireUpdate& update) {
+                                               self->edge_.Post([self, update]() mutable { self->OnUpdate(std::move(update)); });
+                                             });
+                });
+}
+
+void AcquireCall::OnUpdate(store::AcquireUpdate update) {
+  if (update.is_first) {
+    const bool is_refused = update.is_last && !update.status.ok() && update.matched_blocks == 0 && update.lease == LeaseId();
+    if (is_refused) return End(update.status);
+    lease_ = update.lease;
+    if (has_ended_) {
+      // Cancelled while the core was at it.
+      if (lease_ != LeaseId()) parts_.core.Post([self = shared_from_this()] { self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError(); });
+      return;
+    }
+  }
+  if (has_ended_) return;
+  if (!waiting_.has_value()) {
+    waiting_ = std::move(update);
+  } else {
+    waiting_->is_last = update.is_last;
+    waiting_->matched_blocks = update.matched_blocks;
+    waiting_->ready.insert(waiting_->ready.end(), update.ready.begin(), update.ready.end());
+    if (!update.status.ok()) waiting_->status = std::move(update.status);
+  }
+  WriteWaiting();
+}
+
+void AcquireCall::WriteWaiting() {
+  if (is_writing_ || !waiting_.has_value() || has_ended_) return;
+  message_.Clear();
+  WriteAcquireUpdate(*waiting_, &message_);
+  const bool is_first = waiting_->is_first;
+  const bool is_last = waiting_->is_last;
+  waiting_.reset();
+  if (is_last) {
+    has_ended_ = true;
+    is_finishing_with_first_ = is_first;
+    StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+    return;
+  }
+  is_writing_ = true;
+  StartWrite(&message_);
+}
+
+void AcquireCall::OnWriteDone(bool ok) {
+  edge_.Post([self = shared_from_this(), ok] {
+    self->is_writing_ = false;
+    if (ok) self->is_first_delivered_ = true;
+    if (!ok) return self->End(absl::CancelledError("the client has gone"));
+    self->WriteWaiting();
+  });
+}
+
+void AcquireCall::End(const absl::Status& status) {
+  if (has_ended_) return;
+  has_ended_ = true;
+  Finish(ToGrpc(status));
+}
+
+void AcquireCall::OnCancel() {
+  is_cancelled_.store(true, std::memory_order_relaxed);
+  edge_.Post([self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
+}
+
+void AcquireCall::OnDone() {
+  // On the edge thread, behind steps that were posted before the end, such as an OnWriteDone().
+  edge_.Post([self = std::move(self_)] {
+    const bool is_delivered =
+        self->is_first_delivered_ || (self->is_finishing_with_first_ && !self->is_cancelled_.load(std::memory_order_relaxed));
+    if (self->lease_ != LeaseId() && !is_delivered) {
+      self->parts_.core.Post([self] { self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError(); });
+    }
+    self->scope_.ticket.Release();
+  });
+}
+
+}  // namespace kvstore::service

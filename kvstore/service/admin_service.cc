@@ -1,0 +1,297 @@
+#include "kvstore/service/admin_service.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/base/status_macros.h"
+#include "kvstore/base/text.h"
+#include "kvstore/service/translate.h"
+
+namespace kvstore::service {
+namespace {
+
+constexpr uint32_t kListDefault = 100;
+constexpr uint32_t kListMax = 10'000;
+
+using UnaryCallPtr = std::shared_ptr<UnaryCall>;
+
+const char* StateName(tiers::TierState state) {
+  switch (state) {
+    case tiers::TierState::kServing:
+      return "serving";
+    case tiers::TierState::kReadOnly:
+      return "read-only";
+    case tiers::TierState::kFailed:
+      break;
+  }
+  return "failed";
+}
+
+void WriteTier(const store::TierRow& row, v1::TierStatus* out) {
+  out->set_tier(ToWire(row.kind));
+  out->set_capacity_bytes(row.stats.capacity_bytes);
+  out->set_used_bytes(row.stats.used_bytes);
+  out->set_pages(row.stats.used_pages);
+  out->set_hit_pages(row.counters.hit_pages);
+  out->set_read_bytes(row.stats.read_bytes);
+  out->set_write_bytes(row.stats.write_bytes);
+  out->set_evicted_pages(row.counters.evicted_pages);
+  out->set_in_flight(row.stats.in_flight);
+  out->set_state(StateName(row.state));
+  out->set_quarantined_pages(row.stats.quarantined_pages);
+  auto& counters = *out->mutable_counters();
+  counters["read_errors"] = row.stats.read_errors;
+  counters["write_errors"] = row.stats.write_errors;
+  counters["checksum_errors"] = row.stats.checksum_errors;
+  counters["lost_pages"] = row.counters.lost_pages;
+  counters["promoted_pages"] = row.counters.promoted_pages;
+  counters["demoted_pages"] = row.counters.demoted_pages;
+  counters["move_failures"] = row.counters.move_failures;
+  counters["recovered_pages"] = row.counters.recovered_pages;
+}
+
+void WriteCounters(const store::StoreCounters& c, google::protobuf::Map<std::string, uint64_t>* out) {
+  (*out)["acquires"] = c.acquires;
+  (*out)["matched_blocks"] = c.matched_blocks;
+  (*out)["requested_blocks"] = c.requested_blocks;
+  (*out)["reserved_blocks"] = c.reserved_blocks;
+  (*out)["committed_blocks"] = c.committed_blocks;
+  (*out)["aborted_blocks"] = c.aborted_blocks;
+  (*out)["no_space_blocks"] = c.no_space_blocks;
+  (*out)["dropped_blocks"] = c.dropped_blocks;
+  (*out)["leases_expired"] = c.leases_expired;
+  (*out)["reservations_expired"] = c.reservations_expired;
+  (*out)["sessions_ended"] = c.sessions_ended;
+  (*out)["reported_bad_pages"] = c.reported_bad_pages;
+  (*out)["skipped_writes"] = c.skipped_writes;
+  (*out)["truncated_loads"] = c.truncated_loads;
+}
+
+void WriteStatus(const store::StoreStatus& status, const DaemonFacts& facts, absl::Time now, v1::StatusResponse* out) {
+  for (std::string& line : facts.degraded()) out->add_degraded(std::move(line));
+  for (const store::TierRow& row : status.tiers) {
+    WriteTier(row, out->add_tiers());
+    if (!row.degraded.empty()) out->add_degraded(row.degraded);
+    if (row.state != tiers::TierState::kServing) {
+      out->add_degraded(absl::StrCat("tier ", AbslView(tiers::TierName(row.kind)), " is ", StateName(row.state)));
+    }
+  }
+  out->set_health(facts.is_draining()            ? v1::StatusResponse::HEALTH_DRAINING
+                  : out->degraded_size() > 0     ? v1::StatusResponse::HEALTH_DEGRADED
+                                                 : v1::StatusResponse::HEALTH_SERVING);
+  out->set_version(facts.version);
+  out->set_commit(facts.commit);
+  out->set_incarnation(facts.incarnation);
+  out->set_uptime_s(absl::ToDoubleSeconds(now - facts.started));
+  out->set_sessions(static_cast<uint32_t>(status.sessions));
+  out->set_leases(status.leases);
+  out->set_reservations(status.reservations);
+  out->set_blocks(status.blocks);
+  out->set_namespaces(status.namespaces);
+  out->set_is_recovering(status.is_recovering);
+  WriteCounters(status.counters, out->mutable_counters());
+  for (const auto& [name, value] : facts.counters()) (*out->mutable_counters())[name] = value;
+}
+
+void WriteNamespaceRow(const store::NamespaceRow& row, v1::NamespacesResponse::Namespace* out) {
+  out->set_name(row.name);
+  out->set_fingerprint(row.fingerprint.bytes.data(), row.fingerprint.bytes.size());
+  WriteSpec(row.spec, out->mutable_spec());
+  // A salt is what keeps caches apart: shown only as set or not.
+  if (!row.spec.salt.empty()) out->mutable_spec()->set_salt("(set)");
+  out->set_epoch(row.epoch);
+  out->set_is_open(row.is_open);
+  out->set_page_bytes(row.spec.shape.page_bytes());
+  for (size_t i = 0; i < row.bytes_by_tier.size(); ++i) {
+    if (row.bytes_by_tier[i] == 0) continue;
+    auto* bytes = out->add_bytes_by_tier();
+    bytes->set_tier(ToWire(static_cast<tiers::TierKind>(i)));
+    bytes->set_bytes(row.bytes_by_tier[i]);
+  }
+}
+
+void WriteBlockRow(const store::BlockRow& row, v1::ListResponse::Block* out) {
+  out->set_hash(row.hash.bytes.data(), row.hash.bytes.size());
+  if (row.block_index > 0) out->set_parent(row.parent.bytes.data(), row.parent.bytes.size());
+  out->set_block_index(row.block_index);
+  for (size_t i = 0; i < row.resident.size(); ++i) {
+    if (row.resident[i]) out->add_tiers(ToWire(static_cast<tiers::TierKind>(i)));
+  }
+  out->set_bytes(row.bytes);
+  out->set_age_s(absl::ToDoubleSeconds(row.age));
+  out->set_hits(row.hits);
+  out->set_leases(row.leases);
+}
+
+absl::StatusOr<std::optional<tiers::TierKind>> ReadOptionalTier(v1::Tier tier) {
+  if (tier == v1::TIER_UNSPECIFIED) return std::optional<tiers::TierKind>();
+  ASSIGN_OR_RETURN(tiers::TierKind kind, ReadTier(tier));
+  return std::optional<tiers::TierKind>(kind);
+}
+
+// Core thread. The tenant's namespace of that name, else any tenant's by fingerprint in hex.
+absl::StatusOr<store::Store::OpenedNamespace> FindForAdmin(const store::Store& store, const std::string& tenant, const std::string& name) {
+  absl::StatusOr<store::Store::OpenedNamespace> found = store.FindNamespace(tenant, std::string_view(name));
+  if (found.ok()) return found;
+  for (const store::NamespaceRow& row : store.ListNamespaces()) {
+    if (row.fingerprint.Hex() == name) return store.FindNamespace(row.spec.tenant, row.fingerprint);
+  }
+  return found;
+}
+
+// The result of a verification in one message.
+class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>, public std::enable_shared_from_this<VerifyCall> {
+ public:
+  static std::shared_ptr<VerifyCall> Start(const CallParts& parts, CallScope scope) {
+    std::shared_ptr<VerifyCall> call(new VerifyCall(parts, std::move(scope)));
+    call->self_ = call;
+    if (call->scope_.server_deadline.has_value()) {
+      call->edge_.Post([weak = std::weak_ptr<VerifyCall>(call), &edge = call->edge_, &clock = parts.clock,
+                        after = *call->scope_.server_deadline] {
+        edge.PostAt(clock.Now() + after, [weak] {
+          if (auto late = weak.lock()) late->EndOnEdge(absl::DeadlineExceededError("the server's own deadline for this call"));
+        });
+      });
+    }
+    return call;
+  }
+  static grpc::ServerWriteReactor<v1::VerifyResponse>* Refuse(const absl::Status& status) {
+    class Refusal final : public grpc::ServerWriteReactor<v1::VerifyResponse> {
+     public:
+      explicit Refusal(const absl::Status& why) { Finish(ToGrpc(why)); }
+      void OnDone() override { delete this; }
+    };
+    return new Refusal(status);
+  }
+  // Any thread.
+  void End(absl::StatusOr<store::VerifyResult> result) {
+    edge_.Post([self = shared_from_this(), result = std::move(result)] { self->EndOnEdge(result); });
+  }
+  void OnCancel() override { End(absl::CancelledError("the client has gone")); }
+  void OnDone() override {
+    scope_.ticket.Release();
+    self_.reset();
+  }
+
+ private:
+  VerifyCall(const CallParts& parts, CallScope scope) : edge_(parts.edges.Next()), scope_(std::move(scope)) {}
+  void EndOnEdge(const absl::StatusOr<store::VerifyResult>& result) {
+    if (has_ended_) return;
+    has_ended_ = true;
+    if (!result.ok()) return Finish(ToGrpc(result.status()));
+    message_.set_is_last(true);
+    message_.set_checked(result->checked);
+    message_.set_bad(result->bad);
+    message_.set_repaired(result->repaired);
+    StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+  }
+
+  Executor& edge_;
+  CallScope scope_;
+  bool has_ended_ = false;  // edge thread
+  v1::VerifyResponse message_;
+  std::shared_ptr<VerifyCall> self_;
+};
+
+}  // namespace
+
+absl::StatusOr<CallScope> AdminService::Enter(const Context& context, CallKind kind) const {
+  if (!caller_.is_admin()) {
+    return absl::PermissionDeniedError(absl::StrCat(caller_.Label(), " may not administer: only the daemon's own uid and root may"));
+  }
+  return EnterCall(parts_, caller_, context, kind, 0);
+}
+
+grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::StatusRequest*, v1::StatusResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->PostToCore([&parts = parts_, &facts = facts_, call, response] {
+    call->End(absl::OkStatus(), [&parts, &facts, response, status = parts.store.status()] {
+      WriteStatus(status, facts, parts.clock.Now(), response);
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdminService::Config(Context* context, const v1::ConfigRequest*, v1::ConfigResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->End(absl::OkStatus(), [&facts = facts_, response] {
+    for (DaemonFacts::ConfigRow& row : facts.config()) {
+      auto* value = response->add_values();
+      value->set_key(std::move(row.key));
+      value->set_value(std::move(row.value));
+      value->set_source(std::move(row.source));
+    }
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdminService::Namespaces(Context* context, const v1::NamespacesRequest*, v1::NamespacesResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->PostToCore([&parts = parts_, call, response] {
+    call->End(absl::OkStatus(), [response, rows = parts.store.ListNamespaces()] {
+      for (const store::NamespaceRow& row : rows) WriteNamespaceRow(row, response->add_namespaces());
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdminService::List(Context* context, const v1::ListRequest* request, v1::ListResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  if (absl::Status status = CheckNamespaceName(request->namespace_()); !status.ok()) return UnaryCall::Refuse(status);
+  absl::StatusOr<std::optional<tiers::TierKind>> tier = ReadOptionalTier(request->tier());
+  if (!tier.ok()) return UnaryCall::Refuse(tier.status());
+  if (request->limit() > kListMax) {
+    return UnaryCall::Refuse(absl::InvalidArgumentError(absl::StrCat("limit: ", request->limit(), "; at most ", kListMax)));
+  }
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->PostToCore([&parts = parts_, call, response, name = request->namespace_(), tier = *tier,
+                    limit = request->limit() == 0 ? kListDefault : request->limit()] {
+    absl::StatusOr<store::Store::OpenedNamespace> ns = FindForAdmin(parts.store, call->scope().tenant, name);
+    if (!ns.ok()) return call->End(ns.status());
+    call->End(absl::OkStatus(), [response, rows = parts.store.List(ns->id, tier, limit)] {
+      for (const store::BlockRow& row : rows) WriteBlockRow(row, response->add_blocks());
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdminService::Evict(Context* context, const v1::EvictRequest* request, v1::EvictResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  if (absl::Status status = CheckNamespaceName(request->namespace_()); !status.ok()) return UnaryCall::Refuse(status);
+  absl::StatusOr<tiers::TierKind> tier = ReadTier(request->tier());
+  if (!tier.ok()) return UnaryCall::Refuse(tier.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->PostToCore([&parts = parts_, call, response, name = request->namespace_(), tier = *tier] {
+    absl::StatusOr<store::Store::OpenedNamespace> ns = FindForAdmin(parts.store, call->scope().tenant, name);
+    if (!ns.ok()) return call->End(ns.status());
+    call->End(absl::OkStatus(), [response, result = parts.store.Evict(ns->id, tier)] {
+      response->set_blocks(result.blocks);
+      response->set_skipped_blocks(result.skipped_blocks);
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerWriteReactor<v1::VerifyResponse>* AdminService::Verify(Context* context, const v1::VerifyRequest* request) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kBulk);
+  if (!entered.ok()) return VerifyCall::Refuse(entered.status());
+  absl::StatusOr<std::optional<tiers::TierKind>> tier = ReadOptionalTier(request->tier());
+  if (!tier.ok()) return VerifyCall::Refuse(tier.status());
+  const store::VerifyMode mode = request->repair() ? store::VerifyMode::kRepair : store::VerifyMode::kDropBad;
+  std::shared_ptr<VerifyCall> call = VerifyCall::Start(parts_, *std::move(entered));
+  const bool is_posted = parts_.core.TryPost([&parts = parts_, call, tier = *tier, mode] {
+    parts.store.Verify(tier, mode, [call](absl::StatusOr<store::VerifyResult> result) { call->End(std::move(result)); });
+  });
+  if (!is_posted) call->End(CoreIsBusy());
+  return call.get();
+}
+
+}  // namespace kvstore::service

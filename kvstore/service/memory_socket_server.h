@@ -1,0 +1,146 @@
+// The daemon's side of the memory socket (kvstore/base/memory_socket.h): sessions, and the memory that pages lie in.
+//
+// One connection is one session. Requests of a connection are served one at a time and in order; while one is with the core the
+// connection is not read. The session ends in the core as soon as the connection hangs up, for whatever reason. Nothing here waits for a
+// client: a reply that does not fit into the socket's buffer ends the connection, a client that says no Hello in time is dropped.
+//
+//   accepted -> awaiting Hello -> opening (core) -> open <-> mapping (core)
+//   any state -> hang-up, malformed packet, unread replies -> closed; the core is told
+//
+// Threads: one of its own; replies are posted to it from the core. Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
+#include "kvstore/base/memory_socket.h"
+#include "kvstore/service/caller.h"
+#include "kvstore/service/listening_socket.h"
+#include "kvstore/service/session_table.h"
+#include "kvstore/base/unique_fd.h"
+#include "kvstore/store/store.h"
+
+namespace kvstore::service {
+
+// A slab for another process: [slab, generation table], already sealed and with the access that was asked for.
+struct ExportedSlab {
+  UniqueFd slab;
+  UniqueFd generations;
+  uint64_t slab_bytes = 0;
+};
+// Runs on the core thread. Errors: NotFound, no such slab of this tenant.
+using SlabExporter =
+    std::function<absl::StatusOr<ExportedSlab>(tiers::TierKind tier, uint32_t slab, std::string_view tenant, MemoryAccess access)>;
+
+class MemorySocketServer {
+ public:
+  struct Options {
+    size_t connections_max = 1024;
+    size_t connections_per_uid_max = 1024;
+    absl::Duration handshake_time = absl::Seconds(5);
+    uint64_t incarnation = 0;
+  };
+  // `store`, `core` and `sessions` outlive the server; the core still runs when Stop() is called.
+  MemorySocketServer(const Options& options, AccessList access, store::Store& store, Executor& core, SessionTable& sessions,
+                     SlabExporter exporter, const Clock& clock);
+  ~MemorySocketServer();  // Stop()
+
+  void AddListener(ListeningSocket socket);  // before Start()
+  absl::Status Start();
+  // Closes all connections and with them their sessions. Idempotent.
+  void Stop();
+
+  struct Counters {
+    uint64_t accepted = 0;
+    uint64_t refused = 0;    // uid, caps, descriptors
+    uint64_t malformed = 0;  // packets that ended their connection
+    uint64_t connections = 0;
+  };
+  Counters counters() const ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  struct Connection {
+    UniqueFd fd;
+    Caller caller;
+    absl::Time hello_by;             // InfiniteFuture once said
+    bool is_waiting_for_core = false;
+    std::optional<SessionToken> token;
+    SessionId session;
+    std::string tenant;
+    MemoryAccess access = MemoryAccess::kReadOnly;
+  };
+  // What the core answered, on its way to the server's thread.
+  struct Opened {
+    uint64_t connection = 0;
+    absl::StatusOr<SessionId> session;
+  };
+  struct Mapped {
+    uint64_t connection = 0;
+    absl::StatusOr<ExportedSlab> slab;
+  };
+  // The part that closures on the core keep alive: the server may be stopped before they run.
+  struct Mailbox {
+    absl::Mutex mutex;
+    bool is_closed ABSL_GUARDED_BY(mutex) = false;
+    std::vector<Opened> opened ABSL_GUARDED_BY(mutex);
+    std::vector<Mapped> mapped ABSL_GUARDED_BY(mutex);
+    UniqueFd wake ABSL_GUARDED_BY(mutex);
+    void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  };
+  enum class Outcome { kKeep, kClose };
+
+  void Run();
+  void AcceptAll(ListeningSocket& listener);
+  void Enter(UniqueFd fd);
+  void OnEvent(uint64_t key, uint32_t events);
+  Outcome OnPacket(uint64_t key, Connection& connection);
+  Outcome OnHello(uint64_t key, Connection& connection, const MemoryRequest& request);
+  Outcome OnMapSlab(uint64_t key, Connection& connection, const MemoryRequest& request);
+  void DrainMailbox();
+  Outcome FinishOpen(Connection& connection, const absl::StatusOr<SessionId>& session);
+  Outcome FinishMap(Connection& connection, const absl::StatusOr<ExportedSlab>& slab);
+  void CloseSession(SessionId session);
+  void Close(uint64_t key);
+  void DropSilent();
+  int PollTimeoutMs() const;
+
+  const Options options_;
+  const AccessList access_;
+  store::Store& store_;
+  Executor& core_;
+  SessionTable& sessions_;
+  const SlabExporter exporter_;
+  const Clock& clock_;
+
+  // Confined to the server's thread once started.
+  std::vector<ListeningSocket> listeners_;
+  UniqueFd epoll_;
+  uint64_t next_key_ = 0;
+  absl::flat_hash_map<uint64_t, Connection> connections_;
+  absl::flat_hash_map<uid_t, size_t> connections_by_uid_;
+  size_t silent_connections_ = 0;  // that have not said Hello
+  bool is_exhausted_ = false;
+  Counters counted_;
+
+  std::shared_ptr<Mailbox> mailbox_;
+  mutable absl::Mutex mutex_;
+  Counters counters_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;
+};
+
+}  // namespace kvstore::service

@@ -1,0 +1,65 @@
+// The daemon's whole network side: listeners, the two doors, a gRPC server for each identity, edge threads.
+//
+// Start-up order: Create() binds and locks the socket paths, Start() lets clients in. Shut-down: SetDraining(), then Stop(), then the core
+// and the store may go, then this object (closures on the core refer to it).
+//
+// Threads: thread-safe.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
+#include "kvstore/service/call_gate.h"
+#include "kvstore/service/connection_door.h"
+#include "kvstore/service/daemon_facts.h"
+#include "kvstore/service/memory_socket_server.h"
+#include "kvstore/store/store.h"
+
+namespace kvstore::service {
+
+struct ServiceOptions {
+  std::vector<std::string> listen;     // unix:PATH, tcp:HOST:PORT (loopback)
+  uid_t own_uid = 0;
+  std::vector<uid_t> allow_uids;
+  size_t sessions_max = 1024;
+  absl::Duration call_deadline = absl::Seconds(2);
+  absl::Duration bulk_deadline = absl::Seconds(60);
+  absl::Duration lease_time = absl::Seconds(30);
+  absl::Duration handshake_time = absl::Seconds(5);
+  CallGate::Limits calls;
+  size_t connections_max = 512;
+  size_t connections_per_uid_max = 256;
+  size_t edge_threads = 2;
+};
+
+class Service {
+ public:
+  // `store`, `core` and `clock` outlive the service. `facts.counters` and `facts.is_draining` are filled in here.
+  // Errors: AlreadyExists, a socket is in use; InvalidArgument, an address; FailedPrecondition, an unsafe path; errno's.
+  static absl::StatusOr<std::unique_ptr<Service>> Create(const ServiceOptions& options, store::Store& store, Executor& core,
+                                                         SlabExporter exporter, DaemonFacts facts, const Clock& clock);
+  ~Service();  // Stop()
+
+  absl::Status Start();
+  // Health turns to NOT_SERVING, status to draining; calls are still served.
+  void SetDraining();
+  // Ends all connections and sessions; calls in progress get `grace` to finish. The core must still run. Idempotent.
+  void Stop(absl::Duration grace);
+
+ private:
+  struct State;
+  explicit Service(std::unique_ptr<State> state);
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace kvstore::service
