@@ -1,6 +1,5 @@
 #include "kvstore/store/copies.h"
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 
 namespace kvstore::store {
@@ -68,6 +67,7 @@ void Copies::Publish(NodeId id, TierKind kind, Recency recency) {
     lru_[Pos(kind)].InsertOldest(pool, id);
   }
   index_.node(id).touched_at = Ticks();
+  unwritable_.erase(id);
   ++PagesIn(id, kind);
 }
 
@@ -82,6 +82,7 @@ void Copies::Drop(NodeId id, TierKind kind, DropReason reason) {
   const PageId page = this->page(id, kind);
   lru_[Pos(kind)].Remove(PoolOf(id), id);
   --PagesIn(id, kind);
+  unwritable_.erase(id);
   index_.Remove(id, Pos(kind));
   if (reason == DropReason::kLost) {
     ++counters(kind).lost_pages;
@@ -126,7 +127,7 @@ const tiers::Tier* Copies::ColderTier(TierKind kind) const {
 }
 
 bool Copies::IsDirty(NodeId id, TierKind kind) const {
-  if (ColderTier(kind) == nullptr) return false;
+  if (ColderTier(kind) == nullptr || unwritable_.contains(id)) return false;
   for (size_t t = Pos(kind) + 1; t < tiers_.size(); ++t) {
     if (index_.node(id).copies[t] == CopyState::kResident) return false;
   }
@@ -154,7 +155,6 @@ bool Copies::EvictFor(TierKind kind, PoolId pool) {
 
 PoolId Copies::PoolWithOldestBlock(TierKind kind, PoolId fallback) const {
   const policy::LeafLru& lru = lru_[Pos(kind)];
-  if (lru.pools().size() < 2) return fallback;
   PoolId oldest = fallback;
   uint32_t oldest_ticks = UINT32_MAX;
   for (const auto& [pool, list] : lru.pools()) {

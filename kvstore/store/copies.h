@@ -10,6 +10,7 @@
 #include <functional>
 #include <vector>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kvstore/base/clock.h"
@@ -76,8 +77,11 @@ class Copies {
   void Unhold(NodeId id);
 
   bool CanEvict(NodeId id, TierKind kind) const;
-  // A colder tier exists and has no copy of it.
+  // A colder tier exists, has no copy of it, and has not refused one.
   bool IsDirty(NodeId id, TierKind kind) const;
+  // A colder tier could not take a copy: until the block is published or dropped somewhere it
+  // counts as clean, so that a broken disk cannot fill memory with blocks that wait for it.
+  void MarkUnwritable(NodeId id) { unwritable_.insert(id); }
   // The colder tier that gets copies from `kind`, if there is one that serves.
   const tiers::Tier* ColderTier(TierKind kind) const;
   // Calls on_dirty_victim for up to `blocks_max` of the oldest dirty blocks of a pool.
@@ -108,6 +112,7 @@ class Copies {
   std::array<policy::LeafLru, tiers::kNumTierKinds> lru_;
   std::array<TierCounters, tiers::kNumTierKinds> counters_;
   StoreCounters store_counters_;
+  absl::flat_hash_set<NodeId> unwritable_;
   std::vector<std::array<uint64_t, tiers::kNumTierKinds>>
       pages_in_;  // [namespace id][tier], resident
   std::function<bool(NodeId, TierKind)> on_dirty_victim_;

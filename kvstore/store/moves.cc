@@ -5,8 +5,8 @@
 
 namespace kvstore::store {
 
-Moves::Moves(Copies& copies, const Clock& clock, absl::Duration deadline)
-    : copies_(copies), clock_(clock), deadline_(deadline) {}
+Moves::Moves(Copies& copies, Executor& executor, const Clock& clock, absl::Duration deadline)
+    : copies_(copies), executor_(executor), clock_(clock), deadline_(deadline) {}
 
 void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done) {
   const uint64_t key = Key(id, dst);
@@ -30,7 +30,13 @@ void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Do
   moves_.emplace(key, std::move(move));
   copies_.Hold(id);
   (purpose == MovePurpose::kLoad ? device.loads : device.write_behinds).push_back(key);
-  Pump(device);
+  PostPump(device);
+}
+
+void Moves::PostPump(Device& device) {
+  if (device.is_pump_posted) return;
+  device.is_pump_posted = true;
+  executor_.Post([this, &device] { Pump(device); });
 }
 
 bool Moves::MayIssue(const Device& device, MovePurpose purpose) const {
@@ -42,6 +48,7 @@ bool Moves::MayIssue(const Device& device, MovePurpose purpose) const {
 }
 
 void Moves::Pump(Device& device) {
+  device.is_pump_posted = false;
   while (!device.loads.empty() && MayIssue(device, MovePurpose::kLoad)) {
     const uint64_t key = device.loads.front();
     device.loads.pop_front();
@@ -112,7 +119,7 @@ void Moves::OnCopied(uint64_t key, absl::Status status) {
   const bool is_published = status.ok();
   if (is_published) on_published_(id, dst);  // before the hold ends: the block is sure to be there
   Finish(key, std::move(status));
-  Pump(device);
+  PostPump(device);
 }
 
 // Read errors are the source's; of the errors of a write only DataLoss is (its bytes are not what
@@ -128,6 +135,7 @@ void Moves::Finish(uint64_t key, absl::Status status) {
   auto it = moves_.find(key);
   Move move = std::move(it->second);
   moves_.erase(it);
+  if (!status.ok() && move.dst > move.src) copies_.MarkUnwritable(move.id);
   for (Done& waiter : move.waiters) waiter(status);
   copies_.Unhold(move.id);
   if (moves_.empty() && on_idle_) on_idle_();

@@ -19,6 +19,7 @@
 #include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
 #include "kvstore/store/copies.h"
 
 namespace kvstore::store {
@@ -33,11 +34,13 @@ class Moves {
   // when it is about to be evicted.
   static constexpr size_t kWriteBehindQueueMax = 4096;
 
-  Moves(Copies& copies, const Clock& clock, absl::Duration deadline);
+  Moves(Copies& copies, Executor& executor, const Clock& clock, absl::Duration deadline);
 
   // Copies `id` from `src` to `dst`. Joins the move that is already bringing the block to `dst`.
-  // `done` may run before this returns. Errors through `done`: AlreadyExists, somebody is writing
-  // that copy; ResourceExhausted, no page or no place in the queue; what the tier reported.
+  // Only queues: pages are taken and tiers called in a task of its own, so that nothing is evicted
+  // under the caller's feet. `done` runs before this returns only when there is nothing to move.
+  // Errors through `done`: AlreadyExists, somebody is writing that copy; ResourceExhausted, no page
+  // or no place in the queue; what the tier reported.
   // Requires: resident in `src`; exactly one of the two is DRAM.
   void Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done);
   bool IsMovingTo(NodeId id, TierKind dst) const { return moves_.contains(Key(id, dst)); }
@@ -66,12 +69,14 @@ class Moves {
     std::deque<uint64_t> write_behinds;
     size_t in_flight = 0;
     size_t write_behinds_in_flight = 0;
+    bool is_pump_posted = false;
   };
 
   static uint64_t Key(NodeId id, TierKind dst) { return uint64_t{id} << 2 | Pos(dst); }
   Device& DeviceOf(const Move& move) {
     return devices_[Pos(move.src == TierKind::kDram ? move.dst : move.src)];
   }
+  void PostPump(Device& device);
   void Pump(Device& device);
   bool MayIssue(const Device& device, MovePurpose purpose) const;
   Way Route(uint64_t key) const;
@@ -82,6 +87,7 @@ class Moves {
   void DropSourceIfBad(const Move& move, const absl::Status& status);
 
   Copies& copies_;
+  Executor& executor_;
   const Clock& clock_;
   const absl::Duration deadline_;
   absl::flat_hash_map<uint64_t, Move> moves_;

@@ -54,7 +54,7 @@ struct Store::State {
         executor(e),
         namespaces(o.namespaces_max),
         copies(t, namespaces, c, std::random_device{}()),
-        moves(copies, c, o.move_deadline),
+        moves(copies, e, c, o.move_deadline),
         sessions(o.sessions_max),
         loads(options, copies, moves, sessions, e, c),
         saves(options, copies, namespaces, sessions, e, c),

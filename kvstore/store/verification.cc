@@ -65,7 +65,7 @@ void Verification::Step() {
     ++run.in_flight;
     Check(id, kind, [this, id, kind](absl::Status status) { OnChecked(id, kind, status); });
   }
-  if (run.in_flight > 0) return;
+  if (run.in_flight > 0 || run.is_step_posted) return;
   const std::unique_ptr<Run> finished = std::move(run_);
   if (!finished->failure.ok()) return finished->done(finished->failure);
   finished->done(finished->result);

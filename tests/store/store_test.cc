@@ -1,0 +1,433 @@
+// What the store promises, one behaviour a test, on virtual time.
+#include "kvstore/store/store.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/store/store_fixture.h"
+
+namespace kvstore::tests {
+namespace {
+
+using store::ReserveState;
+using testing::HasSubstr;
+
+class StoreTest : public testing::Test {
+ protected:
+  void Make(const StoreFixture::Options& options) {
+    f = std::make_unique<StoreFixture>(options);
+    opened = f->Open(TestSpec("m"));
+    ns = opened.id;
+    session = *f->core->OpenSession("default");
+  }
+  StoreTest() { Make({}); }
+  ~StoreTest() override {
+    const absl::Status status = f->core->CheckInvariants();
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  std::vector<BlockHash> Hashes(uint32_t branch, size_t n, size_t shared = 0) {
+    return Chain(opened.fingerprint, branch, n, shared);
+  }
+  std::unique_ptr<Acquired> Acquire(const std::vector<BlockHash>& hashes,
+                                    bool can_read_gpu = false) {
+    auto acquired = std::make_unique<Acquired>();
+    f->core->Acquire(session, ns, hashes, {.can_read_gpu = can_read_gpu}, acquired->Observer());
+    return acquired;
+  }
+  uint64_t UsedPages(const FaultyTier& tier) { return tier.stats().used_pages; }
+
+  std::unique_ptr<StoreFixture> f;
+  store::Store::OpenedNamespace opened;
+  NamespaceId ns;
+  SessionId session;
+};
+
+StoreFixture::Options Without(bool gpu, bool nvme) {
+  StoreFixture::Options o;
+  o.has_gpu = gpu;
+  o.has_nvme = nvme;
+  return o;
+}
+
+TEST_F(StoreTest, CommittedPrefixIsAcquiredInPlace) {
+  const auto hashes = Hashes(1, 10);
+  EXPECT_EQ(f->Put(session, ns, hashes), 10u);
+  const auto a = Acquire(Hashes(1, 12));
+  EXPECT_EQ(a->matched_blocks, 10u);
+  EXPECT_TRUE(a->is_last);
+  ASSERT_EQ(a->ready.size(), 10u);
+  for (uint32_t i = 0; i < 10; ++i)
+    EXPECT_TRUE(HasContent(a->ready[i].location.address, hashes[i]));
+}
+
+TEST_F(StoreTest, NothingIsMatchedBeforeCommit) {
+  const auto hashes = Hashes(1, 3);
+  const auto reserved = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  ASSERT_TRUE(reserved.ok());
+  EXPECT_EQ(f->core->Match(ns, hashes).matched_blocks, 0u);
+}
+
+TEST_F(StoreTest, FirstWriterWinsAndTheSecondLearnsIt) {
+  const auto hashes = Hashes(1, 2);
+  const auto first = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  const auto second = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  EXPECT_EQ(second->blocks[0].state, ReserveState::kBeingWritten);
+  ASSERT_TRUE(f->core->Abort(session, first->reservation).ok());
+  EXPECT_EQ(f->Put(session, ns, hashes), 2u);
+  const auto third = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  EXPECT_EQ(third->blocks[1].state, ReserveState::kExists);
+}
+
+TEST_F(StoreTest, ReserveNeedsItsParent) {
+  const auto hashes = Hashes(1, 4);
+  const std::span<const BlockHash> tail(hashes.begin() + 2, 2);
+  EXPECT_TRUE(absl::IsFailedPrecondition(
+      f->core->Reserve(session, ns, hashes[1], 2, tail, TierKind::kDram).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      f->core->Reserve(session, ns, std::nullopt, 2, tail, TierKind::kDram).status()));
+  f->Put(session, ns, {hashes.begin(), hashes.begin() + 2});
+  EXPECT_TRUE(f->core->Reserve(session, ns, hashes[1], 2, tail, TierKind::kDram).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      f->core->Reserve(session, ns, hashes[1], 3, tail, TierKind::kDram).status()));
+}
+
+TEST_F(StoreTest, WriteThroughReachesNvmeAndSurvivesLosingDram) {
+  const auto hashes = Hashes(1, 20);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  EXPECT_EQ(UsedPages(f->nvme), 20u);
+  EXPECT_EQ(f->core->Evict(ns, TierKind::kDram).blocks, 20u);
+  EXPECT_EQ(UsedPages(f->dram), 0u);
+  const auto a = Acquire(hashes);
+  EXPECT_EQ(a->matched_blocks, 20u);
+  EXPECT_TRUE(a->ready.empty()) << "nothing can be read before it came up";
+  f->Settle();
+  EXPECT_TRUE(a->is_last);
+  ASSERT_EQ(a->ready.size(), 20u);
+  for (const auto& ready : a->ready) {
+    EXPECT_EQ(ready.from, TierKind::kNvme);
+    EXPECT_TRUE(HasContent(ready.location.address, hashes[ready.block]));
+  }
+}
+
+TEST_F(StoreTest, EvictNeverRemovesTheLastCopy) {
+  Make(Without(false, false));
+  const auto hashes = Hashes(1, 5);
+  f->Put(session, ns, hashes);
+  const auto result = f->core->Evict(ns, TierKind::kDram);
+  EXPECT_EQ(result.blocks, 0u);
+  EXPECT_EQ(result.skipped_blocks, 5u);
+  EXPECT_EQ(f->core->Match(ns, hashes).matched_blocks, 5u);
+}
+
+TEST_F(StoreTest, WriteBackCopiesOnlyWhenRoomIsNeeded) {
+  StoreFixture::Options o = Without(false, true);
+  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
+  o.dram.num_slabs = 1;  // 64 slots
+  Make(o);
+  f->Put(session, ns, Hashes(1, 20));
+  f->Settle();
+  EXPECT_EQ(UsedPages(f->nvme), 0u);
+  for (uint32_t branch = 2; branch < 8; ++branch) {
+    f->Put(session, ns, Hashes(branch, 20));
+    f->Settle();
+  }
+  EXPECT_GT(UsedPages(f->nvme), 0u);
+  EXPECT_EQ(f->core->Match(ns, Hashes(1, 20)).matched_blocks, 20u) << "demoted, not dropped";
+}
+
+TEST_F(StoreTest, EvictionIsLeafFirst) {
+  StoreFixture::Options o = Without(false, false);
+  o.dram.num_slabs = 1;  // 64 slots
+  Make(o);
+  f->Put(session, ns, Hashes(1, 40));
+  f->Put(session, ns, Hashes(2, 40));
+  // The first chain gave its tail, not its head.
+  const uint32_t left = f->core->Match(ns, Hashes(1, 40)).matched_blocks;
+  EXPECT_EQ(f->core->Match(ns, Hashes(2, 40)).matched_blocks, 40u);
+  EXPECT_EQ(left, 24u);
+}
+
+TEST_F(StoreTest, LeasedBlocksAreNotEvicted) {
+  StoreFixture::Options o = Without(false, false);
+  o.dram.num_slabs = 1;
+  Make(o);
+  const auto hashes = Hashes(1, 60);
+  f->Put(session, ns, hashes);
+  const auto a = Acquire(hashes);
+  EXPECT_LE(f->Put(session, ns, Hashes(2, 40)), 4u);
+  for (const auto& ready : a->ready)
+    EXPECT_TRUE(HasContent(ready.location.address, hashes[ready.block]));
+  ASSERT_TRUE(f->core->Release(session, a->lease, {}).ok());
+  f->Put(session, ns, Hashes(3, 40));
+  EXPECT_EQ(f->core->Match(ns, Hashes(3, 40)).matched_blocks, 40u);
+}
+
+TEST_F(StoreTest, ExpiredLeaseLetsGoAndSaysSo) {
+  const auto hashes = Hashes(1, 4);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  const auto a = Acquire(hashes);
+  f->clock.Advance(f->options.store.lease_time + absl::Seconds(1));
+  f->Settle();
+  EXPECT_TRUE(absl::IsNotFound(f->core->Release(session, a->lease, {})));
+  EXPECT_EQ(f->core->status().leases, 0u);
+  EXPECT_EQ(f->core->status().counters.leases_expired, 1u);
+}
+
+TEST_F(StoreTest, RenewedLeaseLivesOn) {
+  const auto hashes = Hashes(1, 4);
+  f->Put(session, ns, hashes);
+  const auto a = Acquire(hashes);
+  for (int i = 0; i < 5; ++i) {
+    f->clock.Advance(f->options.store.lease_time * 0.8);
+    f->executor.RunUntilIdle();
+    ASSERT_TRUE(f->core->Renew(session, a->lease).ok()) << i;
+  }
+  EXPECT_TRUE(f->core->Release(session, a->lease, {}).ok());
+}
+
+TEST_F(StoreTest, ClosedSessionReleasesEverything) {
+  const auto hashes = Hashes(1, 30);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  f->core->Evict(ns, TierKind::kDram);
+  const auto a = Acquire(hashes);  // still on its way up
+  ASSERT_TRUE(f->core->Reserve(session, ns, std::nullopt, 0, Hashes(2, 10), TierKind::kDram).ok());
+  f->core->CloseSession(session);
+  f->Settle();
+  const auto status = f->core->status();
+  EXPECT_EQ(status.sessions, 0u);
+  EXPECT_EQ(status.leases, 0u);
+  EXPECT_EQ(status.reservations, 0u);
+  EXPECT_EQ(status.moves_in_flight, 0u);
+  EXPECT_TRUE(a->ready.empty()) << "no update after the session ended";
+  for (const auto& row : f->core->List(ns, std::nullopt, 1000)) EXPECT_EQ(row.leases, 0u);
+}
+
+TEST_F(StoreTest, ExpiredReservationCannotPublish) {
+  const auto hashes = Hashes(1, 2);
+  const auto r = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  f->clock.Advance(f->options.store.lease_time + absl::Seconds(1));
+  f->executor.RunUntilIdle();
+  const store::CommitBlock block{.block = 0, .page_checksum = 1};
+  EXPECT_TRUE(absl::IsNotFound(f->core->Commit(session, r->reservation, {&block, 1})));
+  EXPECT_EQ(UsedPages(f->dram), 0u);
+}
+
+TEST_F(StoreTest, OneSessionCannotCommitOrReleaseForAnother) {
+  const auto hashes = Hashes(1, 2);
+  const SessionId other = *f->core->OpenSession("default");
+  const auto r = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  EXPECT_TRUE(absl::IsNotFound(f->core->Commit(other, r->reservation, {})));
+  EXPECT_TRUE(absl::IsNotFound(f->core->Abort(other, r->reservation)));
+  ASSERT_TRUE(f->core->Abort(session, r->reservation).ok());
+  f->Put(session, ns, hashes);
+  const auto a = Acquire(hashes);
+  EXPECT_TRUE(absl::IsNotFound(f->core->Release(other, a->lease, {})));
+}
+
+TEST_F(StoreTest, TenantsDoNotSeeEachOther) {
+  f->Put(session, ns, Hashes(1, 3));
+  const SessionId stranger = *f->core->OpenSession("other");
+  Acquired a;
+  f->core->Acquire(stranger, ns, Hashes(1, 3), {}, a.Observer());
+  EXPECT_TRUE(absl::IsNotFound(a.status));
+  EXPECT_TRUE(absl::IsNotFound(
+      f->core->Reserve(stranger, ns, std::nullopt, 0, Hashes(2, 1), TierKind::kDram).status()));
+  EXPECT_TRUE(absl::IsNotFound(f->core->FindNamespace("other", opened.fingerprint).status()));
+}
+
+TEST_F(StoreTest, ClearMakesEverythingUnmatchableAtOnceAndSweepsLater) {
+  const auto hashes = Hashes(1, 30);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  const auto a = Acquire({hashes.begin(), hashes.begin() + 5});
+  f->core->Clear("default", opened.fingerprint, [](absl::Status s) { EXPECT_TRUE(s.ok()) << s; });
+  const NamespaceId now = f->core->FindNamespace("default", opened.fingerprint)->id;
+  EXPECT_NE(now, ns);
+  EXPECT_EQ(f->core->Match(now, hashes).matched_blocks, 0u);
+  f->Settle();
+  EXPECT_EQ(UsedPages(f->dram), 5u) << "leased blocks stay until their release";
+  for (const auto& ready : a->ready)
+    EXPECT_TRUE(HasContent(ready.location.address, hashes[ready.block]));
+  ASSERT_TRUE(f->core->Release(session, a->lease, {}).ok());
+  f->Settle();
+  EXPECT_EQ(UsedPages(f->dram), 0u);
+  EXPECT_EQ(UsedPages(f->nvme), 0u);
+  EXPECT_EQ(f->core->status().blocks, 0u);
+}
+
+TEST_F(StoreTest, CommitIntoAClearedNamespaceIsAborted) {
+  const auto r = f->core->Reserve(session, ns, std::nullopt, 0, Hashes(1, 2), TierKind::kDram);
+  f->core->Clear("default", opened.fingerprint, [](absl::Status) {});
+  const store::CommitBlock block{.block = 0, .page_checksum = 1};
+  EXPECT_TRUE(absl::IsAborted(f->core->Commit(session, r->reservation, {&block, 1})));
+  EXPECT_EQ(UsedPages(f->dram), 0u);
+}
+
+TEST_F(StoreTest, CorruptNvmePageTruncatesTheMatchAndIsQuarantined) {
+  const auto hashes = Hashes(1, 10);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  f->core->Evict(ns, TierKind::kDram);
+  const auto rows = f->core->List(ns, TierKind::kNvme, 100);
+  ASSERT_EQ(rows.size(), 10u);
+  f->nvme.Corrupt({.slab = 0, .slot = 4});  // of the 10 slots in use
+  const auto a = Acquire(hashes);
+  f->Settle();
+  EXPECT_TRUE(a->is_last);
+  EXPECT_LT(a->matched_blocks, 10u);
+  EXPECT_TRUE(absl::IsDataLoss(a->status));
+  EXPECT_EQ(f->nvme.stats().quarantined_pages, 1u);
+  for (const auto& ready : a->ready)
+    EXPECT_TRUE(HasContent(ready.location.address, hashes[ready.block]));
+}
+
+TEST_F(StoreTest, ReportedBadPageIsVerifiedAndDropped) {
+  const auto hashes = Hashes(1, 3);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  const auto a = Acquire(hashes);
+  a->ready[1].location.address[0] ^= std::byte{1};  // a scribble in shared memory
+  const uint32_t bad[] = {0, 1};
+  ASSERT_TRUE(f->core->Release(session, a->lease, bad).ok());
+  f->Settle();
+  EXPECT_EQ(f->core->status().counters.reported_bad_pages, 2u);
+  EXPECT_EQ(f->dram.stats().quarantined_pages, 1u) << "the good one stays";
+  const auto b = Acquire(hashes);
+  f->Settle();
+  EXPECT_EQ(b->matched_blocks, 3u) << "the copy on NVMe takes over";
+  EXPECT_TRUE(HasContent(b->ready.back().location.address, hashes[b->ready.back().block]));
+}
+
+TEST_F(StoreTest, ScribbledPageIsNotWrittenToNvme) {
+  const auto hashes = Hashes(1, 1);
+  const auto r = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
+  std::memset(r->blocks[0].location.address, 0x55, 8);  // not what the checksum says
+  const store::CommitBlock block{.block = 0, .page_checksum = ContentOf(hashes[0])};
+  ASSERT_TRUE(f->core->Commit(session, r->reservation, {&block, 1}).ok());
+  f->Settle();
+  EXPECT_EQ(UsedPages(f->nvme), 0u);
+  EXPECT_EQ(f->core->Match(ns, hashes).matched_blocks, 0u);
+}
+
+TEST_F(StoreTest, GpuHitNeedsNoMove) {
+  const auto hashes = Hashes(1, 8);
+  EXPECT_EQ(f->Put(session, ns, hashes, TierKind::kGpu), 8u);
+  const auto a = Acquire(hashes, true);
+  EXPECT_TRUE(a->is_last);
+  for (const auto& ready : a->ready) EXPECT_EQ(ready.location.tier, TierKind::kGpu);
+  f->Settle();
+  EXPECT_EQ(UsedPages(f->dram), 8u) << "written through";
+  EXPECT_EQ(UsedPages(f->nvme), 8u) << "and on";
+}
+
+TEST_F(StoreTest, ClientPromotesIntoGpuAndMustBringTheSameBytes) {
+  const auto hashes = Hashes(1, 2);
+  f->Put(session, ns, hashes);
+  const auto r = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kGpu);
+  ASSERT_EQ(r->blocks[0].state, ReserveState::kReserved);
+  store::CommitBlock block{.block = 0, .page_checksum = 12345};
+  EXPECT_TRUE(absl::IsDataLoss(f->core->Commit(session, r->reservation, {&block, 1})));
+  block.page_checksum = ContentOf(hashes[0]);
+  EXPECT_TRUE(f->core->Commit(session, r->reservation, {&block, 1}).ok());
+}
+
+TEST_F(StoreTest, FullTierAnswersNoSpaceForTheRestOfTheRun) {
+  StoreFixture::Options o = Without(false, false);
+  o.dram.num_slabs = 1;
+  Make(o);
+  const auto r = f->core->Reserve(session, ns, std::nullopt, 0, Hashes(1, 70), TierKind::kDram);
+  for (size_t i = 0; i < 70; ++i)
+    EXPECT_EQ(r->blocks[i].state, i < 64 ? ReserveState::kReserved : ReserveState::kNoSpace) << i;
+}
+
+TEST_F(StoreTest, SlabsMoveToThePoolThatNeedsThem) {
+  StoreFixture::Options o = Without(false, false);
+  o.dram.num_slabs = 2;
+  Make(o);
+  for (uint32_t branch = 1; branch <= 4; ++branch) f->Put(session, ns, Hashes(branch, 32));
+  ASSERT_EQ(UsedPages(f->dram), 128u);
+  f->clock.Advance(absl::Seconds(10));
+  NamespaceSpec big = TestSpec("big");
+  big.shape.slice_bytes = 8192;  // slots of 12 KiB: 21 a slab
+  const auto other = f->Open(big);
+  size_t stored = 0;
+  for (uint32_t branch = 1; branch <= 4; ++branch)
+    stored += f->Put(session, other.id, Chain(other.fingerprint, branch, 5));
+  EXPECT_EQ(stored, 20u);
+}
+
+TEST_F(StoreTest, NameOfAnotherSpecIsRefusedNamingTheField) {
+  f->Open(TestSpec("a"), "prod");
+  absl::Status status;
+  f->core->OpenNamespace(TestSpec("b"), "prod", [&](auto result) { status = result.status(); });
+  EXPECT_TRUE(absl::IsAlreadyExists(status));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("model is a there and b here"));
+  f->Open(TestSpec("b", "other-tenant"), "prod");
+}
+
+TEST_F(StoreTest, RecoveryRestoresNamespacesAndBlocksAndRefusesOldEpochs) {
+  Make(Without(false, true));
+  const std::string record = f->nvme.metadata().begin()->second;
+  const auto hashes = Hashes(1, 4);
+
+  StoreFixture g(Without(false, true));
+  g.nvme.AddRecoveredMetadata("ns/" + opened.fingerprint.Hex(), record);
+  ASSERT_TRUE(g.nvme.OpenPool(PoolId(0), {.tenant = "default", .slot_bytes = 4096}).ok());
+  for (uint32_t i = 0; i < 4; ++i) {
+    PageIdentity identity{.shape = opened.spec.shape,
+                          .fingerprint = opened.fingerprint,
+                          .epoch = i == 3 ? 0u : 1u,
+                          .hash = hashes[i]};
+    if (i > 0) identity.parent = hashes[i - 1];
+    identity.block_index = i;
+    identity.page_checksum = ContentOf(hashes[i]);
+    g.nvme.AddRecovered(PoolId(0), identity);
+  }
+  bool finished = false;
+  g.core->Start([&](absl::Status) { finished = true; });
+  g.Settle();
+  ASSERT_TRUE(finished);
+  const auto found = g.core->FindNamespace("default", opened.fingerprint);
+  ASSERT_TRUE(found.ok());
+  EXPECT_EQ(g.core->Match(found->id, hashes).matched_blocks, 3u);
+  EXPECT_EQ(g.nvme.recovered_and_refused(), 1u);
+  EXPECT_TRUE(g.core->CheckInvariants().ok());
+}
+
+TEST_F(StoreTest, VerifyFindsDamageAndRepairsFromAnotherTier) {
+  const auto hashes = Hashes(1, 12);
+  f->Put(session, ns, hashes);
+  f->Settle();
+  f->nvme.Corrupt({.slab = 0, .slot = 2});
+  absl::StatusOr<store::VerifyResult> result = absl::InternalError("not called");
+  f->core->Verify(TierKind::kNvme, store::VerifyMode::kRepair, [&](auto r) { result = r; });
+  f->Settle();
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->checked, 12u);
+  EXPECT_EQ(result->bad, 1u);
+  EXPECT_EQ(result->repaired, 1u);
+  f->core->Evict(ns, TierKind::kDram);
+  const auto a = Acquire(hashes);
+  f->Settle();
+  EXPECT_EQ(a->matched_blocks, 12u);
+}
+
+TEST_F(StoreTest, DrainWritesBackWhatIsOnlyInMemoryAndRefusesSaves) {
+  StoreFixture::Options o = Without(false, true);
+  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
+  Make(o);
+  f->Put(session, ns, Hashes(1, 20));
+  bool drained = false;
+  f->core->Drain([&] { drained = true; });
+  EXPECT_TRUE(absl::IsUnavailable(
+      f->core->Reserve(session, ns, std::nullopt, 0, Hashes(2, 1), TierKind::kDram).status()));
+  f->Settle();
+  EXPECT_TRUE(drained);
+  EXPECT_EQ(UsedPages(f->nvme), 20u);
+}
+
+}  // namespace
+}  // namespace kvstore::tests
