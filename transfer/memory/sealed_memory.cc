@@ -126,12 +126,16 @@ absl::Status SealedMemory::Populate(uint64_t offset, uint64_t bytes) const {
       fallocate(fd_.get(), 0, static_cast<off_t>(offset), static_cast<off_t>(bytes)) == 0) {
     return absl::OkStatus();
   }
-  return absl::ResourceExhaustedError(absl::ErrnoToStatus(errno, "populating a slab").message());
+  return absl::ResourceExhaustedError(
+      absl::ErrnoToStatus(errno, "memory is not faulted in ahead, first writes are slow")
+          .message());
 }
 
 absl::Status SealedMemory::Lock(uint64_t offset, uint64_t bytes) const {
   if (mlock(data_ + offset, bytes) == 0) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::ErrnoToStatus(errno, "mlock").message());
+  return absl::ResourceExhaustedError(
+      absl::ErrnoToStatus(errno, "memory is not locked and may be swapped out, see RLIMIT_MEMLOCK")
+          .message());
 }
 
 absl::Status SealedMemory::Discard() const {

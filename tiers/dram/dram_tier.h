@@ -1,0 +1,45 @@
+// DramTier keeps pages in host memory: sealed memfd slabs that clients map, so that a DRAM hit moves no byte through the daemon.
+//
+// Degraded modes (degraded()): memory could not be locked (RLIMIT_MEMLOCK): it may be swapped out; memory could not be faulted in ahead:
+// the first writer pays for it. Not having huge pages is not one: they are a matter of speed, and of how the machine is set up.
+//
+// Threads and ownership: tiers/memory_tier.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
+#include "tiers/memory_tier.h"
+
+namespace kvstore::tiers {
+
+class DramTier final : public MemoryTier {
+ public:
+  struct Options {
+    uint64_t bytes = 0;       // rounded down to whole slabs
+    uint64_t slab_bytes = 0;  // multiple of 4096; a slot must fit. ChooseSlabBytes() is the daemon's choice
+    transfer::SealedMemory::HugePages huge_pages = transfer::SealedMemory::HugePages::kTry;
+    HostSlabMemory::Locking locking = HostSlabMemory::Locking::kOff;
+    Prepare prepare = Prepare::kAtStart;
+    uint32_t num_mover_threads = 1;  // 1 to 64
+    size_t inflight_max = 64;        // at least 1
+
+    // Errors: InvalidArgument naming the field, its value and what is valid.
+    absl::Status Validate() const;
+  };
+  // `core` and `clock` outlive the tier.
+  // Errors: InvalidArgument; Unavailable, out of memory or descriptors (two a slab); FailedPrecondition, no memfd seals or no /proc.
+  static absl::StatusOr<std::unique_ptr<DramTier>> Create(const Options& options, Executor& core,
+                                                          const Clock& clock);
+
+  TierKind kind() const override { return TierKind::kDram; }
+
+ private:
+  using MemoryTier::MemoryTier;
+};
+
+}  // namespace kvstore::tiers

@@ -1,0 +1,49 @@
+// GpuTier keeps pages in a device pool that engine processes map, so that a GPU hit moves nothing and outlives the engine.
+//
+// Threads and ownership: tiers/memory_tier.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
+#include "tiers/gpu/device.h"
+#include "tiers/memory_tier.h"
+
+namespace kvstore::tiers {
+
+class GpuTier final : public MemoryTier {
+ public:
+  struct Options {
+    std::string device = "host";  // "host" or "cuda:N"
+    uint64_t bytes = 0;           // rounded down to whole slabs
+    uint64_t slab_bytes = 0;      // multiple of 4096; a slot must fit. ChooseSlabBytes() is the daemon's choice
+    Prepare prepare = Prepare::kAtStart;
+    size_t inflight_max = 64;  // at least 1
+
+    // Errors: InvalidArgument naming the field, its value and what is valid.
+    absl::Status Validate() const;
+  };
+  // `core` and `clock` outlive the tier.
+  // Errors: InvalidArgument; FailedPrecondition, this build does not have that device; Unavailable, no memory or descriptors.
+  static absl::StatusOr<std::unique_ptr<GpuTier>> Create(const Options& options, Executor& core,
+                                                         const Clock& clock);
+  ~GpuTier() override { Stop(); }
+
+  TierKind kind() const override { return TierKind::kGpu; }
+  std::string device_name() const { return device_->name(); }
+
+ private:
+  GpuTier(std::shared_ptr<Device> device, std::unique_ptr<SlabPages> pages,
+          std::unique_ptr<SlotMover> mover)
+      : MemoryTier(std::move(pages), std::move(mover)), device_(std::move(device)) {}
+
+  // Shared with the factory of slabs in SlabPages, which ends after this member: the device outlives its memory and its mover.
+  const std::shared_ptr<Device> device_;
+};
+
+}  // namespace kvstore::tiers
