@@ -53,7 +53,7 @@ def prompt(length, vocab):
 
 def make_model(case, folder):
     out = Path(folder) / case.name
-    command = [sys.executable, str(ROOT / "tools" / "make_model"), *case.arguments, "--out", str(out)]
+    command = [sys.executable, str(ROOT / "tools" / "make_model"), *case.arguments, "--tokenizer", "--out", str(out)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
     return out
 

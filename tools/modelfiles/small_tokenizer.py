@@ -42,9 +42,10 @@ def learn_merges(count):
 
 
 def tokenizer_json(family, vocab_size):
-    """Needs vocab_size >= 259. Ids that no token uses stay without text."""
+    """Needs vocab_size >= 259. Every id below vocab_size has a token; those that text never becomes are <unused..>."""
     merges = learn_merges(min(128, vocab_size - 256 - len(_SPECIAL)))
     tokens = [*(character for _, character in sorted(alphabet().items())), *("".join(pair) for pair in merges)]
+    tokens += [f"<unused{i}>" for i in range(vocab_size - len(_SPECIAL) - len(tokens))]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     digits = r"\p{N}|" if family.startswith("qwen") else r"\p{N}{1,3}|"
