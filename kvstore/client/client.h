@@ -95,9 +95,10 @@ class Lease {
   bool IsCurrent(uint32_t block) const;
   void Release();
 
+  struct State;  // opaque
+
  private:
   friend class Client;
-  struct State;
   explicit Lease(std::shared_ptr<State> state);
   std::shared_ptr<State> state_;
 };
@@ -125,9 +126,10 @@ class Reservation {
   absl::Status CommitAll(absl::Time deadline);
   void Abort();
 
+  struct State;  // opaque
+
  private:
   friend class Client;
-  struct State;
   explicit Reservation(std::shared_ptr<State> state);
   std::shared_ptr<State> state_;
 };
@@ -158,8 +160,10 @@ class Client {
   // True on a Unix socket with a session: Acquire and Reserve work.
   bool has_shared_memory() const;
 
-  // Blocking form. A deadline of InfiniteFuture means the option's.
+  // Blocking form. Deadlines are absl::Now() plus a duration; InfiniteFuture means the option's.
   absl::StatusOr<Namespace> Open(const std::string& name, const NamespaceSpec& spec, absl::Time deadline = absl::InfiniteFuture());
+  // A namespace that was opened before, by name or fingerprint in hex. Errors: NotFound.
+  absl::StatusOr<Namespace> Find(const std::string& name, absl::Time deadline = absl::InfiniteFuture());
   absl::StatusOr<Match> MatchPrefix(const Namespace& ns, std::span<const BlockHash> hashes,
                                     absl::Time deadline = absl::InfiniteFuture());
   // Returns when the match is known; pages may still be on their way (Lease::WaitReady).

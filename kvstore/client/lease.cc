@@ -1,0 +1,271 @@
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kvstore/base/status_macros.h"
+#include "kvstore/client/lease_state.h"
+#include "transfer/memory/page_codec.h"
+
+namespace kvstore::client {
+namespace {
+
+// The wire's tiers are ours plus one.
+uint32_t SocketTier(uint8_t wire_tier) { return wire_tier - 1u; }
+bool IsWireTier(uint8_t tier) { return tier >= 1 && tier <= kNumTiers; }
+
+// Writes `count` elements of a packed field into a column, at `positions` or one after another from `first`.
+template <typename T>
+void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t first, std::vector<T>* column) {
+  if (positions == nullptr) {
+    std::memcpy(column->data() + first, values, count * sizeof(T));
+    return;
+  }
+  for (size_t i = 0; i < count; ++i) (*column)[positions[i]] = values[i];
+}
+
+}  // namespace
+
+Lease::State::State(std::shared_ptr<Connection> c, std::shared_ptr<MemorySession> s, const Namespace& ns, std::vector<BlockHash> h)
+    : connection(std::move(c)), session(std::move(s)), fingerprint(ns.fingerprint), shape(ns.spec.shape), hashes(std::move(h)) {}
+
+Lease::State::~State() { Release(); }
+
+absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
+  uint64_t to_hold = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!is_known_) {
+      if (!message.is_first() || message.matched_blocks() > hashes.size()) return absl::UnavailableError("Acquire: not a first message");
+      is_known_ = true;
+      lease_ = message.lease();
+      matched_blocks_ = message.matched_blocks();
+      columns_.slab.resize(matched_blocks_);
+      columns_.slot.resize(matched_blocks_);
+      columns_.generation.resize(matched_blocks_);
+      columns_.page_checksum.resize(matched_blocks_);
+      columns_.tier.resize(matched_blocks_);
+      columns_.found_in.resize(matched_blocks_);
+      if (!is_released_) to_hold = lease_;
+    }
+    RETURN_IF_ERROR(TakeColumns(message));
+    // Only ever shrinks.
+    matched_blocks_ = std::min(matched_blocks_, message.matched_blocks());
+    if (!message.lost_reason().empty()) lost_reason_ = message.lost_reason();
+  }
+  if (to_hold != 0) connection->HoldLease(session, to_hold);
+  return absl::OkStatus();
+}
+
+absl::Status Lease::State::TakeColumns(const v1::AcquireResponse& message) {
+  const size_t count = static_cast<size_t>(message.slab_size());
+  const bool are_even = static_cast<size_t>(message.slot_size()) == count && static_cast<size_t>(message.generation_size()) == count &&
+                        static_cast<size_t>(message.page_checksum_size()) == count && message.tier().size() == count &&
+                        message.found_in().size() == count &&
+                        (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count);
+  if (!are_even) return absl::UnavailableError("Acquire: columns differ in length");
+  if (count == 0) return absl::OkStatus();
+  const uint32_t* positions = message.block_size() == 0 ? nullptr : message.block().data();
+  const uint32_t first = message.first_block();
+  const bool are_inside = positions == nullptr
+                              ? first <= columns_.slab.size() && count <= columns_.slab.size() - first
+                              : std::all_of(positions, positions + count, [&](uint32_t block) { return block < columns_.slab.size(); });
+  if (!are_inside) return absl::UnavailableError("Acquire: a block outside of the match");
+  const auto* tiers = reinterpret_cast<const uint8_t*>(message.tier().data());
+  const auto* found_in = reinterpret_cast<const uint8_t*>(message.found_in().data());
+  if (!std::all_of(tiers, tiers + count, IsWireTier) || !std::all_of(found_in, found_in + count, IsWireTier)) {
+    return absl::UnavailableError("Acquire: an unknown tier");
+  }
+  Scatter(message.slab().data(), count, positions, first, &columns_.slab);
+  Scatter(message.slot().data(), count, positions, first, &columns_.slot);
+  Scatter(message.generation().data(), count, positions, first, &columns_.generation);
+  Scatter(message.page_checksum().data(), count, positions, first, &columns_.page_checksum);
+  Scatter(found_in, count, positions, first, &columns_.found_in);
+  Scatter(tiers, count, positions, first, &columns_.tier);
+  return absl::OkStatus();
+}
+
+void Lease::State::OnStreamEnd(absl::Status why) {
+  absl::MutexLock lock(&mutex_);
+  has_stream_ended_ = true;
+  stream_status_ = std::move(why);
+  stream_ = nullptr;
+}
+
+void Lease::State::SetStream(grpc::ClientContext* context) {
+  absl::MutexLock lock(&mutex_);
+  if (!has_stream_ended_) stream_ = context;
+}
+
+uint32_t Lease::State::matched_blocks() const {
+  absl::MutexLock lock(&mutex_);
+  return matched_blocks_;
+}
+
+absl::Status Lease::State::LostStatus(uint32_t block) const {
+  if (is_released_) return absl::FailedPreconditionError("the lease has been released");
+  if (block >= hashes.size()) return absl::InvalidArgumentError(absl::StrCat("block ", block, " of ", hashes.size()));
+  if (block >= matched_blocks_) {
+    return absl::DataLossError(absl::StrCat("block ", block, " is not there: ",
+                                            lost_reason_.empty() ? "it was not matched" : lost_reason_));
+  }
+  if (session->is_lost()) return absl::UnavailableError(absl::StrCat("the daemon has gone before block ", block, " was there"));
+  return absl::UnavailableError(
+      absl::StrCat("block ", block, " did not come: ", stream_status_.ok() ? "the stream ended" : std::string(stream_status_.message())));
+}
+
+std::shared_ptr<const MappedSlab> Lease::State::KnownSlab(uint32_t tier, uint32_t slab) const {
+  for (const auto& [key, mapped] : slabs_) {
+    if (key.first == tier && key.second == slab) return mapped;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<Lease::State::Location> Lease::State::Locate(uint32_t block, std::shared_ptr<const MappedSlab> slab) const {
+  Location location;
+  const uint64_t slot_bytes = shape.slot_bytes();
+  location.offset = uint64_t{columns_.slot[block]} * slot_bytes;
+  if (location.offset > slab->bytes() || slot_bytes > slab->bytes() - location.offset) {
+    return absl::AbortedError("a slot outside of its slab");
+  }
+  location.slab = std::move(slab);
+  location.generation = columns_.generation[block];
+  location.page_checksum = columns_.page_checksum[block];
+  location.tier = static_cast<Tier>(SocketTier(columns_.tier[block]));
+  location.found_in = static_cast<Tier>(SocketTier(columns_.found_in[block]));
+  return location;
+}
+
+std::optional<Lease::State::Location> Lease::State::Now(uint32_t block) {
+  absl::MutexLock lock(&mutex_);
+  if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return std::nullopt;
+  std::shared_ptr<const MappedSlab> slab = KnownSlab(SocketTier(columns_.tier[block]), columns_.slab[block]);
+  if (slab == nullptr) return std::nullopt;
+  absl::StatusOr<Location> location = Locate(block, std::move(slab));
+  if (!location.ok()) return std::nullopt;
+  return *std::move(location);
+}
+
+absl::StatusOr<Lease::State::Location> Lease::State::Wait(uint32_t block, absl::Time deadline) {
+  const absl::Duration timeout = TimeLeft(deadline, connection->options().deadline);
+  std::pair<uint32_t, uint32_t> key;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto is_decided = [this, block]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return block >= matched_blocks_ || is_released_ || has_stream_ended_ || IsReady(block);
+    };
+    if (!mutex_.AwaitWithTimeout(absl::Condition(&is_decided), timeout)) {
+      return absl::DeadlineExceededError(absl::StrCat("block ", block, " is still on its way"));
+    }
+    if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return LostStatus(block);
+    key = {SocketTier(columns_.tier[block]), columns_.slab[block]};
+    if (auto slab = KnownSlab(key.first, key.second)) return Locate(block, std::move(slab));
+  }
+  // Outside of the lock: the daemon is asked for the slab if this session has not mapped it yet.
+  ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab, session->Slab(key.first, key.second, timeout));
+  absl::MutexLock lock(&mutex_);
+  if (is_released_) return LostStatus(block);
+  if (KnownSlab(key.first, key.second) == nullptr) slabs_.push_back({key, slab});
+  return Locate(block, std::move(slab));
+}
+
+PageIdentity Lease::State::Identity(uint32_t block, const Location& location) const {
+  PageIdentity identity;
+  identity.shape = shape;
+  identity.fingerprint = fingerprint;
+  identity.hash = hashes[block];
+  if (block > 0) identity.parent = hashes[block - 1];
+  identity.block_index = block;
+  identity.page_checksum = location.page_checksum;
+  return identity;
+}
+
+absl::Status Lease::State::CheckCurrent(uint32_t block, const Location& location) const {
+  // The bytes were read before this: pairs with the full barrier of the daemon between a generation and new bytes.
+  std::atomic_thread_fence(std::memory_order_acquire);
+  if (location.IsCurrent()) return absl::OkStatus();
+  return absl::AbortedError(absl::StrCat("block ", block, ": the lease was lost before its page was read"));
+}
+
+void Lease::State::ReportBad(uint32_t block) {
+  absl::MutexLock lock(&mutex_);
+  bad_blocks_.push_back(block);
+}
+
+void Lease::State::Release() {
+  uint64_t lease = 0;
+  std::vector<uint32_t> bad_blocks;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (is_released_) return;
+    is_released_ = true;
+    if (stream_ != nullptr) stream_->TryCancel();
+    lease = std::exchange(lease_, 0);
+    bad_blocks.swap(bad_blocks_);
+    slabs_.clear();
+  }
+  if (lease != 0) connection->ReleaseLease(session, lease, std::move(bad_blocks));
+}
+
+Lease::Lease(std::shared_ptr<State> state) : state_(std::move(state)) {}
+Lease::Lease(Lease&&) noexcept = default;
+Lease& Lease::operator=(Lease&& other) noexcept {
+  if (this != &other) {
+    Release();
+    state_ = std::move(other.state_);
+  }
+  return *this;
+}
+Lease::~Lease() { Release(); }
+
+void Lease::Release() {
+  if (state_ != nullptr) state_->Release();
+}
+
+uint32_t Lease::matched_blocks() const { return state_->matched_blocks(); }
+
+absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  return PageView{
+      .slot = location.slot(), .tier = location.tier, .found_in = location.found_in, .page_checksum = location.page_checksum};
+}
+
+absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadline) {
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  absl::Status copied = transfer::CopyFromSlot(page, location.slot(), state_->Identity(block, location));
+  // A slot that has changed hands explains wrong bytes: that is not a bad page.
+  RETURN_IF_ERROR(state_->CheckCurrent(block, location));
+  if (!copied.ok()) state_->ReportBad(block);
+  return copied;
+}
+
+absl::Status Lease::CopySlice(uint32_t block, uint32_t slice, std::byte* out, absl::Time deadline) {
+  if (slice >= state_->shape.num_slices) {
+    return absl::InvalidArgumentError(absl::StrCat("slice ", slice, " of ", state_->shape.num_slices));
+  }
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  const PageIdentity identity = state_->Identity(block, location);
+  transfer::SliceTable table;
+  absl::Status copied = table.Load(location.slot(), identity);
+  if (copied.ok()) copied = transfer::CopySliceFromSlot(out, location.slot(), identity, table, slice);
+  RETURN_IF_ERROR(state_->CheckCurrent(block, location));
+  if (!copied.ok()) state_->ReportBad(block);
+  return copied;
+}
+
+absl::Status Lease::VerifyPage(uint32_t block, absl::Time deadline) {
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  absl::Status verified = transfer::VerifySlot(location.slot(), state_->Identity(block, location));
+  RETURN_IF_ERROR(state_->CheckCurrent(block, location));
+  if (!verified.ok()) state_->ReportBad(block);
+  return verified;
+}
+
+bool Lease::IsCurrent(uint32_t block) const {
+  std::optional<State::Location> location = state_->Now(block);
+  return location.has_value() && state_->CheckCurrent(block, *location).ok();
+}
+
+}  // namespace kvstore::client
