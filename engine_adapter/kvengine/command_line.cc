@@ -53,8 +53,17 @@ void AddEngineOptions(CLI::App& app, GenerateCommand& command) {
          "--device", [](const std::string&) {}, "Where to compute")
       ->check(CLI::IsMember({"cpu"}))
       ->type_name("cpu");
+  CLI::Option* store =
+      app.add_option("--store", command.store_target, "Daemon to load and save prefixes");
+  store->type_name("unix:PATH");
+  store->check([](const std::string& target) {
+    return target.starts_with("unix:") && target.size() > 5
+               ? std::string()
+               : "\"" + target + "\" is not a Unix socket target; write unix:PATH";
+  });
   app.add_flag_callback(
-      "--no-store", [] {}, "Reuse nothing, keep nothing (the default)");
+         "--no-store", [] {}, "Reuse nothing, keep nothing (the default)")
+      ->excludes(store);
   app.add_option("--block-tokens", command.block_tokens, "Tokens in a KV block")
       ->check(CLI::Range(int64_t{1}, KvLayout::kBlockTokensMax))
       ->capture_default_str();

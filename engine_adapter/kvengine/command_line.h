@@ -24,6 +24,7 @@ struct GenerateCommand {
   std::optional<std::string> prompt_ids_file;  // one token id per whitespace; "-" is standard input
   std::string question;                        // put behind the prompt file's text
   bool is_chat = false;
+  std::string store_target;  // "unix:PATH"; empty: no store
   int64_t max_tokens = 64;
   int64_t block_tokens = 64;
   KvDtype kv_dtype = KvDtype::kBf16;

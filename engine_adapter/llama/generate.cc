@@ -48,12 +48,12 @@ class Generation {
 
   absl::StatusOr<GenerateResult> Run() {
     LoadPrefix();
-    RETURN_IF_ERROR(Prefill());
+    RETURN_IF_ERROR(ComputeAll());
     const Timeline::Time first = ChooseToken();
     Timeline::Time last = first;
     AddSpan("ttft", 0, request_.arrival, first);
     while (!IsDone()) {
-      RETURN_IF_ERROR(RunPass(static_cast<int64_t>(tokens_.size())));
+      RETURN_IF_ERROR(ComputeAll());
       const Timeline::Time begin = last;
       last = ChooseToken();
       AddSpan("decode", num_output(), begin, last);
@@ -81,17 +81,19 @@ class Generation {
     published_blocks_ = loaded_blocks_;
   }
 
-  // Passes end at absolute multiples of the pass size, itself a multiple of the block where it can
-  // be.
-  absl::Status Prefill() {
+  // Computes every token that has no keys and values yet: the prompt, then one token a step; all of
+  // them again after loaded pages were lost. Passes end at absolute multiples of the pass size,
+  // itself a multiple of the block where it can be.
+  absl::Status ComputeAll() {
     const int64_t rows = backend_.pass_tokens_max();
     const int64_t pass_tokens = rows < block_tokens_ ? rows : rows / block_tokens_ * block_tokens_;
-    int64_t pass = 0;
-    while (position_ < num_prompt()) {
-      const int64_t end = std::min(num_prompt(), (position_ / pass_tokens + 1) * pass_tokens);
+    const auto num_tokens = static_cast<int64_t>(tokens_.size());
+    for (int64_t pass = 0; position_ < num_tokens; ++pass) {
+      const int64_t end = std::min(num_tokens, (position_ / pass_tokens + 1) * pass_tokens);
       const Timeline::Time begin = Timeline::Now();
       RETURN_IF_ERROR(RunPass(end));
-      AddSpan("prefill", pass++, begin, Timeline::Now());
+      if (num_output() > 0) continue;
+      AddSpan("prefill", pass, begin, Timeline::Now());
       if (observer_.on_prefill) observer_.on_prefill(position_, num_prompt());
     }
     return absl::OkStatus();
@@ -118,6 +120,7 @@ class Generation {
     const absl::Status status = backend_.Forward(pass);
     if (absl::IsAborted(status) && ready_blocks < loaded_blocks_) return StepBack(ready_blocks);
     RETURN_IF_ERROR(status);
+    if (loaded_blocks_ > 0 && !cache_.IsIntact()) return StepBack(0);
     is_gated_ = false;
     position_ = end;
     PublishFullBlocks();

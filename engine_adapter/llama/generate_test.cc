@@ -21,7 +21,8 @@ using Page = std::vector<std::byte>;
 using Pages = std::map<int64_t, Page>;
 
 constexpr int64_t kBlockTokens = 16;
-constexpr int64_t kHitBlocks = 14;  // 224 tokens: two pieces of rows in a product, two tiles of keys in attention
+constexpr int64_t kHitBlocks =
+    14;  // 224 tokens: two pieces of rows in a product, two tiles of keys in attention
 
 struct LoadedModel {
   explicit LoadedModel(const RandomModel& model) {
@@ -63,6 +64,7 @@ class TestCache final : public PrefixCache {
     layers_waited_.push_back(layer);
     return layer < lost_layer_ ? load_.num_blocks : std::min(load_.num_blocks, num_left_);
   }
+  bool IsIntact() override { return passes_left_-- > 0; }
   absl::StatusOr<std::byte*> NewPage(int64_t block) override {
     auto page = fresh_.NewPage(block);
     if (page.ok()) pages_[block] = *page;
@@ -77,6 +79,7 @@ class TestCache final : public PrefixCache {
 
   int64_t lost_layer_ = 1 << 30;
   int64_t num_left_ = 0;
+  int64_t passes_left_ = 1 << 30;  // until the loaded pages are no longer intact
   std::vector<int64_t> layers_waited_;
   Pages published_;
   std::vector<uint32_t> published_tokens_;
@@ -202,6 +205,27 @@ TEST_P(EachFamily, EveryHitLengthPassSizeAndThreadCountGivesTheSameBits) {
                   std::min(hit * kBlockTokens, kHitBlocks * kBlockTokens - 1));
       }
     }
+  }
+}
+
+// A lease that is lost while its pages are in use: what they held meanwhile must not show anywhere.
+TEST_P(EachFamily, PagesLostDuringAPassAreComputedAgain) {
+  const LoadedModel model(GetParam().model());
+  const auto backend =
+      model.MakeBackend({.kv_dtype = GetParam().kv_dtype, .num_threads = 2, .pass_tokens_max = 48});
+  GenerateRequest request;
+  request.prompt_ids = RandomTokens(kHitBlocks * kBlockTokens, model.config.vocab_size);
+  request.max_tokens = 3;
+  const Outcome whole = RunCold(*backend, request);
+  for (const int64_t passes : {0, 1, 2}) {
+    Pages pages = whole.published;
+    TestCache cache(backend->kv_layout(), pages, 7);
+    cache.passes_left_ = passes;
+    if (passes == 0) std::memset(pages.at(3).data(), 0x55, pages.at(3).size());
+    const Outcome outcome = RunGenerate(*backend, cache, request);
+    EXPECT_TRUE(SameBits(outcome.logits, whole.logits)) << passes;
+    EXPECT_EQ(outcome.result.output_ids, whole.result.output_ids) << passes;
+    EXPECT_EQ(outcome.result.reused_tokens, 0) << passes;
   }
 }
 

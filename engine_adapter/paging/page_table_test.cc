@@ -40,6 +40,7 @@ class TwoLoadedBlocks final : public PrefixCache {
   PrefixLoad LoadPrefix(std::span<const uint32_t>) override { return load_; }
   const std::byte* LoadedPage(int64_t block) const override { return loaded_[block].data(); }
   int64_t WaitReady(int64_t) override { return 2; }
+  bool IsIntact() override { return true; }
   absl::StatusOr<std::byte*> NewPage(int64_t block) override {
     asked_.push_back(block);
     return fresh_.NewPage(block);

@@ -67,6 +67,11 @@ class PrefixCache {
   // Bounded by the implementation's own deadline.
   virtual int64_t WaitReady(int64_t layer) = 0;
 
+  // False once a loaded page may have been changed under the engine: asked after every pass that
+  // read loaded pages, before its results are used. Then no loaded page may be read any more (load()
+  // has none), and what was computed since the last "true" is void.
+  virtual bool IsIntact() = 0;
+
   // An empty page for block `block_index`, contents unspecified, to be written by the engine only.
   // Errors: ResourceExhausted, no memory for a page at all.
   virtual absl::StatusOr<std::byte*> NewPage(int64_t block_index) = 0;
@@ -95,6 +100,7 @@ class PrivatePages final : public PrefixCache {
   PrefixLoad LoadPrefix(std::span<const uint32_t> token_ids) override;
   const std::byte* LoadedPage(int64_t block_index) const override;
   int64_t WaitReady(int64_t layer) override;
+  bool IsIntact() override { return true; }
   absl::StatusOr<std::byte*> NewPage(int64_t block_index) override;
   void PublishPage(int64_t block_index, std::span<const uint32_t> block_token_ids) override;
   void Finish() override;
