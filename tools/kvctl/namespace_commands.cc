@@ -116,7 +116,7 @@ absl::StatusOr<ExitCode> RunClear(const Context& context) {
   ASSIGN_OR_RETURN(const client::Namespace ns,
                    FindNamespace(context.daemon, context.arguments.name));
   v1::ClearRequest request;
-  request.mutable_namespace_()->set_fingerprint(ns.fingerprint.bytes.data(), Fingerprint::kBytes);
+  client::FillRef(ns, request.mutable_namespace_());
   ASSIGN_OR_RETURN(const v1::ClearResponse response, context.daemon.Clear(request));
   if (context.arguments.json) {
     PrintJson({{"namespace", ns.name}, {"epoch", response.epoch()}});

@@ -6,6 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/client/client.h"
+#include "kvstore/client/wire.h"
 #include "kvstore/v1/common.pb.h"
 #include "tools/kvctl/daemon_calls.h"
 
@@ -14,14 +15,11 @@ namespace kvstore::kvctl {
 // By name, or by fingerprint in hex (32 digits). Errors: NotFound; those of the call.
 absl::StatusOr<client::Namespace> FindNamespace(DaemonCalls& daemon, const std::string& name);
 
-// Hashes as they go on the wire: 32 bytes each, one after another.
-std::string JoinHashes(std::span<const BlockHash> hashes);
-
 // For requests that name a namespace and a prefix in it: Match, Put, Get.
 template <typename Message>
 void FillRequest(const client::Namespace& ns, std::span<const BlockHash> hashes, Message& message) {
-  message.mutable_namespace_()->set_fingerprint(ns.fingerprint.bytes.data(), Fingerprint::kBytes);
-  message.set_hashes(JoinHashes(hashes));
+  client::FillRef(ns, message.mutable_namespace_());
+  message.set_hashes(client::HashBytes(hashes));
 }
 
 std::string FingerprintHex(const std::string& bytes);

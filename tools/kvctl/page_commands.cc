@@ -142,10 +142,7 @@ absl::StatusOr<ExitCode> RunMatch(const Context& context) {
     ASSIGN_OR_RETURN(match, context.daemon.Match(request));
   }
   std::array<uint64_t, client::kNumTiers> by_tier{};
-  for (const v1::TierCount& count : match.by_tier()) {
-    if (count.tier() >= v1::TIER_GPU && count.tier() <= v1::TIER_NVME)
-      by_tier[count.tier() - 1] = count.blocks();
-  }
+  client::ReadTierCounts(match.by_tier(), &by_tier);
   const uint64_t bytes = match.matched_blocks() * prefix.ns.spec.shape.page_bytes();
   if (context.arguments.json) {
     PrintJson({{"matched_blocks", match.matched_blocks()},

@@ -157,10 +157,7 @@ absl::StatusOr<GetReport> GetInline(DaemonCalls& daemon, const TransferOptions& 
   const auto on_message = [&](const v1::GetResponse& message) -> absl::Status {
     if (message.has_header()) {
       report.found_blocks = message.header().matched_blocks();
-      for (const v1::TierCount& count : message.header().by_tier()) {
-        if (count.tier() >= v1::TIER_GPU && count.tier() <= v1::TIER_NVME)
-          report.by_tier[count.tier() - 1] = count.blocks();
-      }
+      client::ReadTierCounts(message.header().by_tier(), &report.by_tier);
     } else if (message.part_case() == v1::GetResponse::kDeliveredBlocks) {
       report.delivered_blocks = message.delivered_blocks();
       is_whole = true;
