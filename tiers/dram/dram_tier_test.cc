@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -159,6 +160,19 @@ TEST_F(DramTierTest, AllMemoryIsFaultedInAheadWhenAskedFor) {
     EXPECT_EQ(AllocatedBytes(exported->slab.get()), kSlab);
   }
   EXPECT_EQ(tier->degraded(), "");
+}
+
+TEST_F(DramTierTest, OtherwiseEachSlabIsFaultedInOnceItIsUsedAndOnceItIsReplaced) {
+  std::unique_ptr<DramTier> tier = MakeTier(1, Prepare::kWhenUsed);
+  for (const auto& [pool, tenant] :
+       {std::pair(kPoolA2, "tenant-a"), std::pair(kPoolB, "tenant-b")}) {
+    const PageId page = *tier->Reserve(pool);
+    tier->WaitUntilPrepared();
+    const absl::StatusOr<SlabExport> exported =
+        tier->Export(page.slab, tenant, MemoryAccess::kReadOnly);
+    EXPECT_EQ(AllocatedBytes(exported->slab.get()), kSlab) << tenant;
+    tier->Release(page);
+  }
 }
 
 // In a child process: gives up what overrides RLIMIT_MEMLOCK and tries. Exits with 0 when all is as
