@@ -1,0 +1,143 @@
+// The durable tier: pages in preallocated extents, moved with O_DIRECT, found again through an
+// index.
+//
+// A slab is an extent; slabs are dealt out over the directories in turn. A Write() is OK when the
+// page is in its slot and its index record is in the log (page cache): both survive a killed
+// process. After a power loss a page may be missing, never wrong: every slot ends in a trailer with
+// identity, generation and checksums, and a Read() accepts nothing else. FORMAT.md has the bytes.
+//
+// Threads: as Tier says. Besides the core thread: one progress thread a directory (it hashes) and
+// one
+//          index thread (RocksDB, fdatasync). Open() blocks and belongs to start-up; Stop() waits
+//          for the device.
+// Memory:  host memory given to Write() and Read() is aligned to 4096. RegisterMemory() makes it
+// cheaper. Recovery: while Recover() runs, reads are served, and Reserve() is Unavailable: slots
+// that no record
+//          has claimed yet are not known to be free. A directory without pages serves at once.
+// Failure: a full or failing index or file system makes the tier kReadOnly; it tries every few
+// seconds
+//          whether writing works again. A stalled device delays `done` beyond its deadline until
+//          the kernel gives the memory back; the core thread never waits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
+#include "tiers/nvme/completion_queue.h"
+#include "tiers/nvme/data_directory.h"
+#include "tiers/nvme/nvme_options.h"
+#include "tiers/nvme/page_notes.h"
+#include "tiers/nvme/record_index.h"
+#include "tiers/slot_allocator.h"
+#include "tiers/tier.h"
+
+namespace kvstore::tiers {
+
+// What recovery made of the records it found.
+struct RecoveryCounts {
+  uint64_t recovered = 0;      // kept by the store
+  uint64_t refused = 0;        // not kept by the store
+  uint64_t undecodable = 0;    // not a record of this version
+  uint64_t out_of_range = 0;   // place outside the extents, or of another slot size
+  uint64_t duplicates = 0;     // slot already claimed
+  uint64_t unknown_pools = 0;  // nobody opened a pool for them
+};
+
+class NvmeTier final : public DurableTier {
+ public:
+  // `core` and `clock` outlive the tier. Errors: what DataDirectory, RecordIndex, PlanLayout say.
+  static absl::StatusOr<std::unique_ptr<NvmeTier>> Open(NvmeOptions options, Executor& core,
+                                                        const Clock& clock);
+  ~NvmeTier() override;  // Stop()
+
+  // Memory that pages will be read into and written from, as it comes and goes. Optional; see
+  // FileMover::RegisterMemory. Thread-safe.
+  void RegisterMemory(MutableRegion region);
+  void UnregisterMemory(MutableRegion region);
+
+  TierKind kind() const override { return TierKind::kNvme; }
+  absl::Status OpenPool(PoolId pool, const PoolSpec& spec) override;
+  absl::StatusOr<PageId> Reserve(PoolId pool) override;
+  void Release(PageId page) override;
+  void Quarantine(PageId page) override;
+  void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,
+             Done done) override;
+  void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
+            Done done) override;
+  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const override;
+  uint64_t capacity_bytes() const override { return allocator_.capacity_bytes(); }
+  uint64_t FreeSlots(PoolId pool) const override { return allocator_.FreeSlots(pool); }
+  size_t inflight_max() const override { return options_.inflight_max; }
+  TierStats stats() const override;
+  TierState state() const override { return state_; }
+  std::string degraded() const override;
+  absl::Status CheckInvariants() const override;
+  void Stop() override;
+  void Recover(RecoveryHooks hooks) override;
+  void SaveMetadata(std::string key, std::string value, Done done) override;
+
+  const RecoveryCounts& recovery() const { return recovery_; }
+  const NvmeLayout& layout() const { return layout_; }
+  uint64_t index_disk_bytes() const { return index_->disk_bytes(); }
+  // "io_uring" or "pread/pwrite".
+  std::string backend_name() const;
+
+ private:
+  struct Device {
+    std::unique_ptr<DataDirectory> directory;
+    std::unique_ptr<transfer::FileMover> mover;
+    transfer::FileId file;
+  };
+  struct Place {
+    Device* device;
+    uint64_t offset;
+  };
+  enum class Recovery : uint8_t { kPending, kRunning, kFinished };
+  class TailBuffers;
+
+  NvmeTier(NvmeOptions options, NvmeLayout layout, uint64_t generation_base, Executor& core,
+           const Clock& clock);
+  Place PlaceOf(PageId page);
+  absl::Status CheckTransfer(PageId page, const PageIdentity& identity, const std::byte* memory,
+                             size_t bytes) const;
+  void Fail(Done done, absl::Status status);
+  void FinishWrite(uint64_t bytes, transfer::FileResult result, Done done);
+  void FinishRead(uint64_t bytes, transfer::FileResult result, Done done);
+  void ForgetRecord(PageId page);
+  void EnterReadOnly(std::string reason);
+  void ScheduleProbe();
+  void FinishProbe(absl::Status status);
+  void RecoverBatch(std::vector<Record> records);
+  // The page, if the record may be used; counts and drops it otherwise.
+  bool Claim(const Record& record, RecoveredPage& recovered);
+  void FinishRecovery(absl::Status status);
+
+  const NvmeOptions options_;
+  const NvmeLayout layout_;
+  const uint64_t generation_base_;
+  Executor& core_;
+  const Clock& clock_;
+  SlotAllocator allocator_;
+  PageNotes notes_;
+  std::shared_ptr<TailBuffers> tails_;  // shared with operations in flight
+  std::shared_ptr<CompletionQueue> completions_;
+  std::vector<Device> devices_;
+  std::unique_ptr<RecordIndex> index_;
+  RecoveryHooks hooks_;
+  Recovery recovery_state_ = Recovery::kPending;
+  RecoveryCounts recovery_;
+  TierState state_ = TierState::kServing;
+  std::string read_only_reason_;
+  std::string start_note_;
+  TierStats stats_;
+  bool is_stopped_ = false;
+  std::shared_ptr<bool> is_alive_ = std::make_shared<bool>(true);  // for timers that outlive us
+};
+
+}  // namespace kvstore::tiers

@@ -1,0 +1,100 @@
+#include "tiers/nvme/record_format.h"
+
+#include <bit>
+#include <cstring>
+
+namespace kvstore::tiers {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "on disk: little-endian");
+
+constexpr uint8_t kValueVersion = 1;
+constexpr size_t kKeyBytes = 1 + 16 + 8 + 4 + 4 + 4;
+constexpr size_t kValueBytes = 1 + 8 + 4 + 4 + 32 + 32 + 8;
+
+// Big-endian, so that byte order is numeric order.
+template <typename T>
+void AppendBigEndian(std::string& out, T value) {
+  for (int shift = 8 * (static_cast<int>(sizeof value) - 1); shift >= 0; shift -= 8) {
+    out.push_back(static_cast<char>(value >> shift));
+  }
+}
+
+template <typename T>
+void Append(std::string& out, const T& value) {
+  out.append(reinterpret_cast<const char*>(&value), sizeof value);
+}
+
+// Takes from the front of `in`, whose length was checked.
+template <typename T>
+T Take(std::string_view& in) {
+  T value;
+  std::memcpy(&value, in.data(), sizeof value);
+  in.remove_prefix(sizeof value);
+  return value;
+}
+
+template <typename T>
+T TakeBigEndian(std::string_view& in) {
+  T value = 0;
+  for (size_t i = 0; i < sizeof value; ++i) {
+    value = static_cast<T>(value << 8 | static_cast<uint8_t>(in[i]));
+  }
+  in.remove_prefix(sizeof value);
+  return value;
+}
+
+bool IsPossible(const PageShape& shape) {
+  return shape.num_slices >= 1 && shape.num_slices <= kNumSlicesMax && shape.slice_bytes >= 1 &&
+         shape.slot_bytes() <= kSlotBytesMax;
+}
+
+}  // namespace
+
+std::string EncodeRecordKey(const RecordKey& key) {
+  std::string out;
+  out.reserve(kKeyBytes);
+  out.push_back(kRecordKeyPrefix);
+  Append(out, key.fingerprint.bytes);
+  AppendBigEndian(out, key.epoch);
+  AppendBigEndian(out, key.block_index);
+  AppendBigEndian(out, key.slab);
+  AppendBigEndian(out, key.slot);
+  return out;
+}
+
+std::string EncodeRecordValue(const PageIdentity& identity, uint64_t generation) {
+  std::string out;
+  out.reserve(kValueBytes);
+  Append(out, kValueVersion);
+  Append(out, generation);
+  Append(out, identity.shape.num_slices);
+  Append(out, identity.shape.slice_bytes);
+  Append(out, identity.hash.bytes);
+  Append(out, identity.parent.bytes);
+  Append(out, identity.page_checksum);
+  return out;
+}
+
+std::optional<Record> DecodeRecord(std::string_view key, std::string_view value) {
+  if (key.size() != kKeyBytes || value.size() != kValueBytes) return std::nullopt;
+  if (Take<char>(key) != kRecordKeyPrefix) return std::nullopt;
+  if (Take<uint8_t>(value) != kValueVersion) return std::nullopt;
+  Record record;
+  PageIdentity& identity = record.identity;
+  identity.fingerprint.bytes = Take<std::array<uint8_t, Fingerprint::kBytes>>(key);
+  identity.epoch = TakeBigEndian<uint64_t>(key);
+  identity.block_index = TakeBigEndian<uint32_t>(key);
+  record.slab = TakeBigEndian<uint32_t>(key);
+  record.slot = TakeBigEndian<uint32_t>(key);
+  record.generation = Take<uint64_t>(value);
+  identity.shape.num_slices = Take<uint32_t>(value);
+  identity.shape.slice_bytes = Take<uint32_t>(value);
+  identity.hash.bytes = Take<std::array<uint8_t, BlockHash::kBytes>>(value);
+  identity.parent.bytes = Take<std::array<uint8_t, BlockHash::kBytes>>(value);
+  identity.page_checksum = Take<uint64_t>(value);
+  if (!IsPossible(identity.shape)) return std::nullopt;
+  return record;
+}
+
+}  // namespace kvstore::tiers

@@ -1,0 +1,52 @@
+#include "tiers/nvme/slot_record.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "kvstore/base/status_macros.h"
+#include "transfer/memory/page_codec.h"
+
+namespace kvstore::tiers {
+namespace {
+
+static_assert(4095 + 7 + sizeof(PageTrailer) + 8 * kNumSlicesMax <= kTailBytesMax);
+
+bool IsZero(const std::byte* begin, const std::byte* end) {
+  return std::all_of(begin, end, [](std::byte b) { return b == std::byte{0}; });
+}
+
+}  // namespace
+
+absl::Status MakeTail(std::byte* tail, const std::byte* slot, const PageIdentity& identity,
+                      uint64_t generation) {
+  const uint64_t offset = TailOffset(identity.shape);
+  std::memcpy(tail, slot + offset, TailBytes(identity.shape));
+  RETURN_IF_ERROR(transfer::VerifySlot(slot, identity));
+  // SealRecord() wants the start of the slot and touches nothing before the end of the page, so it
+  // is given where the slot would start if the tail were in its place.
+  auto* as_slot = reinterpret_cast<std::byte*>(reinterpret_cast<uintptr_t>(tail) - offset);
+  transfer::SealRecord(as_slot, identity, generation);
+  // A client that changed its slice checksums after the check gets a record that no read accepts.
+  return absl::OkStatus();
+}
+
+absl::Status AcceptSlot(std::byte* slot, const PageIdentity& expect, uint64_t generation) {
+  const PageShape& shape = expect.shape;
+  RETURN_IF_ERROR(transfer::CheckRecord(slot, expect, generation));
+  const uint64_t table_end = transfer::SliceChecksumsOffset(shape) + uint64_t{8} * shape.num_slices;
+  if (!IsZero(slot + shape.page_bytes(), slot + TrailerOffset(shape)) ||
+      !IsZero(slot + table_end, slot + shape.slot_bytes())) {
+    return absl::DataLossError(absl::StrCat("block ", expect.hash.Hex().substr(0, 16),
+                                            ": padding of its slot is not zero"));
+  }
+  RETURN_IF_ERROR(transfer::VerifySlot(slot, expect));
+  PageTrailer trailer;
+  std::memcpy(&trailer, slot + TrailerOffset(shape), sizeof trailer);
+  trailer.generation = 0;
+  trailer.record_checksum = 0;
+  std::memcpy(slot + TrailerOffset(shape), &trailer, sizeof trailer);
+  return absl::OkStatus();
+}
+
+}  // namespace kvstore::tiers

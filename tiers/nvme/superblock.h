@@ -1,0 +1,35 @@
+// The first thing read from a directory: what it is, in which format, and how often it was opened.
+// On disk; see FORMAT.md before changing anything.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "absl/status/statusor.h"
+
+namespace kvstore::tiers {
+
+inline constexpr uint64_t kSuperblockBytes = 4096;
+inline constexpr uint64_t kLockBytesMax = 32;  // the lock file holds its owner's pid in decimal
+// What a directory needs besides extents and index: superblock, its replacement, probe file, lock.
+inline constexpr uint64_t kDirectoryBytesMax = 4 * kSuperblockBytes;
+inline constexpr uint64_t kSuperblockMagic = 0x3142536d764e4b56;  // "VKNvmSB1" little-endian
+inline constexpr uint32_t kNvmeFormatVersion = 1;
+
+struct Superblock {
+  std::array<uint8_t, 16> store_id{};  // random; the same in all directories of one store
+  uint32_t directory_index = 0;
+  uint32_t directory_count = 0;
+  uint64_t extent_bytes = 0;
+  uint64_t opens = 0;  // grows at every start; the base of the generations of that run
+  friend bool operator==(const Superblock&, const Superblock&) = default;
+};
+
+std::array<std::byte, kSuperblockBytes> EncodeSuperblock(const Superblock& superblock);
+// Errors: FailedPrecondition, another version (newer, or unknown); DataLoss, not a superblock or
+// damaged.
+absl::StatusOr<Superblock> DecodeSuperblock(std::span<const std::byte> bytes);
+
+}  // namespace kvstore::tiers
