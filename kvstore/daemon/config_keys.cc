@@ -43,6 +43,12 @@ ConfigKey IntegerKey(std::string_view name, std::string_view default_text, std::
           .print = [](const Config& c) { return absl::StrCat((c.*Section).*Field); }};
 }
 
+// As sizes below: printed so that it can be given back.
+std::string PrintDuration(absl::Duration value) {
+  if (value % absl::Seconds(1) == absl::ZeroDuration()) return absl::StrCat(absl::ToInt64Seconds(value), "s");
+  return absl::StrCat(absl::ToInt64Microseconds(value), "us");
+}
+
 template <auto Section, auto Field>
 ConfigKey DurationKey(std::string_view name, std::string_view default_text, std::string_view valid, std::string_view meaning,
                       std::pair<absl::Duration, absl::Duration> range) {
@@ -53,7 +59,7 @@ ConfigKey DurationKey(std::string_view name, std::string_view default_text, std:
             (c->*Section).*Field = value;
             return absl::OkStatus();
           },
-          .print = [](const Config& c) { return absl::FormatDuration((c.*Section).*Field); }};
+          .print = [](const Config& c) { return PrintDuration((c.*Section).*Field); }};
 }
 
 // A size is printed exactly, so that the printed configuration can be given back.

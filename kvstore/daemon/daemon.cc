@@ -1,0 +1,272 @@
+#include "kvstore/daemon/daemon.h"
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
+#include "kvstore/base/log.h"
+#include "kvstore/base/status_macros.h"
+#include "kvstore/base/text.h"
+#include "kvstore/base/units.h"
+#include "kvstore/daemon/machine.h"
+#include "kvstore/service/service.h"
+#include "kvstore/store/store.h"
+#include "tiers/dram/dram_tier.h"
+#include "tiers/gpu/gpu_tier.h"
+#include "tiers/nvme/nvme_tier.h"
+
+namespace kvstore::daemon {
+namespace {
+
+// Descriptors that are kept for what is opened now and then: RocksDB's files, slabs on their way to clients, gRPC's pollers.
+constexpr uint64_t kSpareFiles = 16;
+constexpr uint64_t kSpareFilesNvme = 64;
+constexpr absl::Duration kStopGrace = absl::Seconds(1);   // for calls in progress
+
+uint64_t RandomIncarnation() {
+  uint64_t value = 0;
+  // A clash would need a restart within the same incarnation number; without random bytes the pid and time do.
+  if (getrandom(&value, sizeof value, 0) != sizeof value) {
+    value = static_cast<uint64_t>(getpid()) ^ static_cast<uint64_t>(absl::ToUnixNanos(MonotonicClock().Now()));
+  }
+  return value;
+}
+
+store::StoreOptions StoreOptionsOf(const Config& config) {
+  store::StoreOptions options;
+  options.lease_time = config.limits.lease_time;
+  options.move_deadline = config.limits.move_deadline;
+  // Inline Put and Get take a session of their own for a call's time.
+  options.sessions_max = config.server.sessions_max + config.limits.calls;
+  options.namespaces_max = config.limits.namespaces;
+  options.policy.write_to_dram = config.policy.write_to_dram;
+  options.policy.write_to_nvme = config.policy.write_to_nvme;
+  return options;
+}
+
+}  // namespace
+
+struct Daemon::State {
+  explicit State(LoadedConfig loaded) : config(loaded.config), values(std::move(loaded.values)) {}
+
+  absl::Status OpenTiers();
+  absl::Status OpenStore();
+  absl::Status OpenService();
+  service::ServiceOptions FitToFileLimit(service::ServiceOptions options);
+  std::vector<std::string> Degraded();
+  std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
+  void LogStart();
+
+  const Config config;
+  absl::Mutex mutex;
+  std::vector<ConfigValue> values ABSL_GUARDED_BY(mutex);
+  std::vector<std::string> degraded ABSL_GUARDED_BY(mutex);   // known since start; tiers add theirs
+  MonotonicClock clock;
+  std::unique_ptr<EventLoop> core;
+  std::unique_ptr<tiers::GpuTier> gpu;
+  std::unique_ptr<tiers::DramTier> dram;
+  std::unique_ptr<tiers::NvmeTier> nvme;
+  std::unique_ptr<store::Store> store;
+  std::unique_ptr<service::Service> service;
+  bool is_stopped = false;
+};
+
+absl::Status Daemon::State::OpenTiers() {
+  tiers::DramTier::Options dram_options;
+  dram_options.slab_bytes = tiers::ChooseSlabBytes(config.dram.bytes);
+  dram_options.bytes = config.dram.bytes;
+  dram_options.huge_pages =
+      config.dram.hugepages == HugePages::kAuto ? transfer::SealedMemory::HugePages::kTry : transfer::SealedMemory::HugePages::kOff;
+  ASSIGN_OR_RETURN(dram, tiers::DramTier::Create(dram_options, *core, clock));
+  if (!config.gpu.device.empty()) {
+    tiers::GpuTier::Options gpu_options;
+    gpu_options.device = config.gpu.device;
+    gpu_options.bytes = config.gpu.bytes;
+    gpu_options.slab_bytes = tiers::ChooseSlabBytes(config.gpu.bytes);
+    ASSIGN_OR_RETURN(gpu, tiers::GpuTier::Create(gpu_options, *core, clock));
+    absl::MutexLock lock(&mutex);
+    degraded.push_back("tier gpu: device 'host' stands in for a GPU; pages lie in host memory");
+  }
+  if (!config.nvme.dirs.empty()) {
+    tiers::NvmeOptions nvme_options;
+    nvme_options.dirs = config.nvme.dirs;
+    nvme_options.capacity_bytes = config.nvme.bytes;
+    nvme_options.queue_depth = static_cast<uint32_t>(config.nvme.queue_depth);
+    ASSIGN_OR_RETURN(nvme, tiers::NvmeTier::Open(std::move(nvme_options), *core, clock));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::State::OpenStore() {
+  const store::StoreOptions options = StoreOptionsOf(config);
+  RETURN_IF_ERROR(options.Validate());
+  core->RunAndWait([this, &options] {
+    store = std::make_unique<store::Store>(options, store::Store::Tiers{.gpu = gpu.get(), .dram = dram.get(), .nvme = nvme.get()}, *core,
+                                           clock);
+    store->Start([has_nvme = nvme != nullptr](absl::Status recovered) {
+      if (!recovered.ok()) return Log(LogLevel::kError, "recovery failed", {{"status", recovered}});
+      if (has_nvme) Log(LogLevel::kInfo, "recovery finished");
+    });
+  });
+  return absl::OkStatus();
+}
+
+// A descriptor limit below what the caps promise would end in refusals at random places: the caps are lowered instead, and it is said.
+service::ServiceOptions Daemon::State::FitToFileLimit(service::ServiceOptions options) {
+  const uint64_t limit = RaiseFileLimit();
+  const uint64_t used = CountOpenFiles() + kSpareFiles + (nvme != nullptr ? kSpareFilesNvme : 0);
+  const uint64_t available = limit > used ? limit - used : 0;
+  if (options.connections_max + options.sessions_max <= available) return options;
+  options.connections_max = std::min<uint64_t>(options.connections_max, std::max<uint64_t>(available / 2, 1));
+  options.sessions_max = std::min<uint64_t>(options.sessions_max, std::max<uint64_t>(available / 2, 1));
+  absl::MutexLock lock(&mutex);
+  degraded.push_back(absl::StrCat("open files are limited to ", limit, ": at most ", options.connections_max, " connections and ",
+                                  options.sessions_max, " sessions; raise LimitNOFILE"));
+  return options;
+}
+
+absl::Status Daemon::State::OpenService() {
+  service::ServiceOptions options;
+  options.listen = config.server.listen;
+  options.own_uid = geteuid();
+  options.allow_uids = config.auth.allow_uids;
+  options.sessions_max = config.server.sessions_max;
+  options.call_deadline = config.limits.call_deadline;
+  options.bulk_deadline = config.limits.bulk_deadline;
+  options.lease_time = config.limits.lease_time;
+  options.handshake_time = config.limits.handshake_time;
+  options.calls = {.calls = config.limits.calls, .calls_per_caller = config.limits.calls_per_uid, .bytes = config.limits.call_bytes};
+  options.connections_max = config.limits.connections;
+  options.connections_per_uid_max = config.limits.connections_per_uid;
+  for (const std::string& address : options.listen) {
+    if (!address.starts_with("tcp:")) continue;
+    absl::MutexLock lock(&mutex);
+    degraded.push_back(absl::StrCat(address, " has no authentication: every local process may act for tenant 'default'"));
+  }
+  service::DaemonFacts facts;
+  facts.version = KVSTORE_VERSION;
+  facts.commit = KVSTORE_COMMIT;
+  facts.incarnation = RandomIncarnation();
+  facts.started = clock.Now();
+  facts.config = [this] { return ConfigRows(); };
+  facts.degraded = [this] { return Degraded(); };
+  const auto exporter = [this](tiers::TierKind tier, uint32_t slab, std::string_view tenant,
+                               MemoryAccess access) -> absl::StatusOr<service::ExportedSlab> {
+    tiers::MemoryTier* owner = nullptr;
+    if (tier == tiers::TierKind::kGpu) owner = gpu.get();
+    if (tier == tiers::TierKind::kDram) owner = dram.get();
+    if (owner == nullptr) return absl::NotFoundError("no such slab");
+    ASSIGN_OR_RETURN(tiers::SlabExport exported, owner->Export(slab, tenant, access));
+    return service::ExportedSlab{
+        .slab = std::move(exported.slab), .generations = std::move(exported.generations), .slab_bytes = exported.slab_bytes};
+  };
+  ASSIGN_OR_RETURN(service, service::Service::Create(FitToFileLimit(std::move(options)), *store, *core, exporter, std::move(facts), clock));
+  return service->Start();
+}
+
+std::vector<std::string> Daemon::State::Degraded() {
+  absl::MutexLock lock(&mutex);
+  return degraded;
+}
+
+std::vector<service::DaemonFacts::ConfigRow> Daemon::State::ConfigRows() {
+  absl::MutexLock lock(&mutex);
+  std::vector<service::DaemonFacts::ConfigRow> rows;
+  for (const ConfigValue& value : values) rows.push_back({value.key, value.value, value.source});
+  return rows;
+}
+
+void Daemon::State::LogStart() {
+  Log(LogLevel::kInfo, "serving",
+      {{"version", VersionText()},
+       {"pid", getpid()},
+       {"listen", absl::StrJoin(config.server.listen, ",")},
+       {"dram", FormatBytes(config.dram.bytes)},
+       {"gpu", gpu == nullptr ? "none" : FormatBytes(config.gpu.bytes)},
+       {"nvme", nvme == nullptr ? "none" : FormatBytes(config.nvme.bytes)}});
+  std::vector<std::string> lines = Degraded();
+  core->RunAndWait([this, &lines] {
+    for (const store::TierRow& row : store->status().tiers) {
+      if (!row.degraded.empty()) lines.push_back(row.degraded);
+    }
+  });
+  for (const std::string& line : lines) Log(LogLevel::kWarning, "degraded", {{"mode", line}});
+}
+
+std::string VersionText() { return absl::StrCat(KVSTORE_VERSION, " (", KVSTORE_COMMIT, ")"); }
+
+Daemon::Daemon(std::unique_ptr<State> state) : state_(std::move(state)) {}
+Daemon::~Daemon() { Stop(absl::ZeroDuration()).IgnoreError(); }
+
+absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(LoadedConfig config) {
+  auto state = std::make_unique<State>(std::move(config));
+  RaiseFileLimit();
+  state->core = std::make_unique<EventLoop>("kv-core", state->config.limits.core_queue, state->clock);
+  // From here on the destructor takes down whatever was opened.
+  std::unique_ptr<Daemon> daemon(new Daemon(std::move(state)));
+  RETURN_IF_ERROR(daemon->state_->OpenTiers());
+  RETURN_IF_ERROR(daemon->state_->OpenStore());
+  RETURN_IF_ERROR(daemon->state_->OpenService());
+  daemon->state_->LogStart();
+  return daemon;
+}
+
+void Daemon::Reload(const LoadedConfig& fresh) {
+  LoadedConfig running{.config = state_->config, .values = {}};
+  {
+    absl::MutexLock lock(&state_->mutex);
+    running.values = state_->values;
+  }
+  const ConfigChange change = CompareConfigs(running, fresh);
+  SetLogLevel(fresh.config.log.level);
+  {
+    absl::MutexLock lock(&state_->mutex);
+    for (size_t i = 0; i < state_->values.size(); ++i) {
+      if (std::ranges::find(change.live, state_->values[i].key) != change.live.end()) state_->values[i] = fresh.values[i];
+    }
+  }
+  Log(LogLevel::kInfo, "configuration reloaded",
+      {{"changed", absl::StrJoin(change.live, ",")}, {"needs_restart", absl::StrJoin(change.needs_restart, ",")}});
+}
+
+absl::Status Daemon::Stop(absl::Duration drain_time) {
+  State& state = *state_;
+  if (state.is_stopped) return absl::OkStatus();
+  state.is_stopped = true;
+  absl::Status unfinished;
+  if (state.service != nullptr) state.service->SetDraining();
+  if (state.store != nullptr && drain_time > absl::ZeroDuration()) {
+    // Shared with the store's callback, which may come when we have stopped waiting.
+    auto drained = std::make_shared<absl::Notification>();
+    state.core->Post([&state, drained] { state.store->Drain([drained] { drained->Notify(); }); });
+    if (!drained->WaitForNotificationWithTimeout(drain_time)) {
+      unfinished = absl::DeadlineExceededError("moves between tiers were not finished in time; blocks that are in DRAM only are lost");
+    }
+  }
+  if (state.service != nullptr) state.service->Stop(kStopGrace);
+  state.core->RunAndWait([&state] {
+    if (state.nvme != nullptr) state.nvme->Stop();
+    if (state.gpu != nullptr) state.gpu->Stop();
+    if (state.dram != nullptr) state.dram->Stop();
+  });
+  // Completions that the tiers posted while stopping run before the store goes.
+  state.core->RunAndWait([] {});
+  state.core->RunAndWait([&state] { state.store.reset(); });
+  state.core->Stop();
+  state.service.reset();
+  state.nvme.reset();
+  state.gpu.reset();
+  state.dram.reset();
+  return unfinished;
+}
+
+}  // namespace kvstore::daemon
