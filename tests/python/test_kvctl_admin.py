@@ -180,7 +180,9 @@ def test_every_command_shows_an_example(bin_dir, command):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_knows_every_command(bin_dir, shell):
     script = subprocess.run([bin_dir / "kvctl", "completion", shell], capture_output=True, text=True, timeout=20, check=True).stdout
-    assert all(command in script for command in COMMANDS) and "--tokens" in script and "--json" in script
+    assert all(command in script for command in COMMANDS)
+    prefix = "-l " if shell == "fish" else "--"
+    assert prefix + "tokens" in script and prefix + "json" in script
 
 
 def complete(bin_dir, *words):

@@ -22,12 +22,21 @@ constexpr auto kStreamDeadline =
 
 using client::FromGrpc;
 
+absl::Status NoAnswer(absl::Duration timeout) {
+  return absl::DeadlineExceededError(
+      absl::StrCat("no answer from the daemon for ", absl::FormatDuration(timeout)));
+}
+
+// Calls wait for the connection: main() has seen that somebody listens, and a busy or stopped
+// daemon is late, not gone.
+
 // One stream: its context, cancelled when it stalls.
 class GuardedStream {
  public:
   explicit GuardedStream(absl::Duration timeout)
       : timeout_(timeout), guard_(timeout, [this] { context_.TryCancel(); }) {
     context_.set_deadline(std::chrono::system_clock::now() + kStreamDeadline);
+    context_.set_wait_for_ready(true);
   }
   grpc::ClientContext* context() { return &context_; }
   void Progress() { guard_.Progress(); }
@@ -35,8 +44,7 @@ class GuardedStream {
   // The status of the stream: ours where we cancelled it.
   absl::Status Result(const grpc::Status& status) const {
     if (guard_.has_fired() && status.error_code() == grpc::CANCELLED) {
-      return absl::DeadlineExceededError(
-          absl::StrCat("the daemon did nothing for ", absl::FormatDuration(timeout_)));
+      return NoAnswer(timeout_);
     }
     return FromGrpc(status);
   }
@@ -150,8 +158,11 @@ class GrpcCalls final : public DaemonCalls {
                                  const Request& request) {
     grpc::ClientContext context;
     context.set_deadline(absl::ToChronoTime(absl::Now() + timeout_));
+    context.set_wait_for_ready(true);
     Response response;
-    RETURN_IF_ERROR(FromGrpc((stub.*call)(&context, request, &response)));
+    const absl::Status status = FromGrpc((stub.*call)(&context, request, &response));
+    if (absl::IsDeadlineExceeded(status)) return NoAnswer(timeout_);
+    if (!status.ok()) return status;
     return response;
   }
 

@@ -53,21 +53,27 @@ absl::StatusOr<ExitCode> RunWithDaemon(const Arguments& arguments, const std::st
   return RunCommand({.arguments = arguments, .target = target, .daemon = *daemon});
 }
 
+ExitCode Fail(const absl::Status& status, const Arguments& arguments, bool is_gone) {
+  const ExitCode code = PrintError(status, arguments.json);
+  return is_gone ? ExitCode::kNoDaemon : code;
+}
+
 ExitCode Run(const Arguments& arguments) {
   if (arguments.command == CommandKind::kCompletion) return RunCompletion(arguments.shell);
   const absl::StatusOr<std::string> target = ResolveTarget(arguments.target);
-  if (!target.ok()) return PrintError(target.status(), arguments.json);
-  if (absl::Status status = ProbeTarget(*target, arguments.timeout); !status.ok()) {
-    const ExitCode code = PrintError(status, arguments.json);
-    return absl::IsUnavailable(status) ? ExitCode::kNoDaemon : code;
-  }
+  if (!target.ok()) return Fail(target.status(), arguments, false);
+  absl::Status status = ProbeTarget(*target, arguments.timeout);
+  if (!status.ok()) return Fail(status, arguments, absl::IsUnavailable(status));
+
   const absl::StatusOr<ExitCode> result = RunWithDaemon(arguments, *target);
   if (result.ok()) return *result;
-  const ExitCode code = PrintError(result.status(), arguments.json);
-  // It may have gone away meanwhile.
-  const bool is_gone = absl::IsUnavailable(result.status()) &&
-                       absl::IsUnavailable(ProbeTarget(*target, arguments.timeout));
-  return is_gone ? ExitCode::kNoDaemon : code;
+  status = result.status();
+  if (!absl::IsUnavailable(status) && !absl::IsDeadlineExceeded(status)) {
+    return Fail(status, arguments, false);
+  }
+  // It may have gone away meanwhile, or not want us.
+  const absl::Status silence = ExplainSilence(*target, arguments.timeout);
+  return Fail(silence.ok() ? status : silence, arguments, absl::IsUnavailable(silence));
 }
 
 int Main(int argc, char** argv) {

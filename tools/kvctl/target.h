@@ -19,4 +19,8 @@ absl::StatusOr<std::string> ResolveTarget(const std::optional<std::string>& flag
 // PermissionDenied.
 absl::Status ProbeTarget(const std::string& target, absl::Duration timeout);
 
+// After a call got no answer: as ProbeTarget(), and PermissionDenied also when the daemon closes
+// our connection at once, as it does with uids that it does not serve.
+absl::Status ExplainSilence(const std::string& target, absl::Duration timeout);
+
 }  // namespace kvstore::kvctl
