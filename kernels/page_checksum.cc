@@ -155,7 +155,6 @@ KVSTORE_AVX2 uint64_t Avx2Long(std::byte* dst, const std::byte* src, size_t byte
   constexpr Store kLast = kStore == Store::kNone ? Store::kNone : Store::kCached;
   Stripe<kLast>(acc, dst + bytes - kStripeBytes, src + bytes - kStripeBytes,
                 secret + kLastStripeSecret);
-  if constexpr (kStore == Store::kStreaming) _mm_sfence();
   alignas(32) uint64_t accumulators[8];
   _mm256_store_si256(reinterpret_cast<__m256i*>(accumulators), acc.low);
   _mm256_store_si256(reinterpret_cast<__m256i*>(accumulators + 4), acc.high);
@@ -226,7 +225,19 @@ uint64_t Checksum(const void* data, size_t bytes, uint64_t seed) {
 }
 
 uint64_t CopyChecksum(void* dst, const void* src, size_t bytes, uint64_t seed) {
+  const uint64_t checksum = CopyChecksumBy(BestChecksumPath(), dst, src, bytes, seed);
+  FenceCopies();
+  return checksum;
+}
+
+uint64_t CopyChecksumUnfenced(void* dst, const void* src, size_t bytes, uint64_t seed) {
   return CopyChecksumBy(BestChecksumPath(), dst, src, bytes, seed);
+}
+
+void FenceCopies() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 }  // namespace kvstore::kernels

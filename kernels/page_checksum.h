@@ -30,10 +30,15 @@ uint64_t Checksum(const void* data, size_t bytes, uint64_t seed);
 // kStreamingBytesMin; they are fenced before the return, so the bytes are visible to other threads
 // like those of any copy.
 uint64_t CopyChecksum(void* dst, const void* src, size_t bytes, uint64_t seed);
-inline constexpr size_t kStreamingBytesMin = 4096;
+inline constexpr size_t kStreamingBytesMin = 1024;
+// For many pieces of one page: as CopyChecksum() without the fence. FenceCopies() comes before
+// anybody is told that the bytes are there.
+uint64_t CopyChecksumUnfenced(void* dst, const void* src, size_t bytes, uint64_t seed);
+void FenceCopies();
 
 // As above by a given path. Requires IsSupported(path).
 uint64_t ChecksumBy(ChecksumPath path, const void* data, size_t bytes, uint64_t seed);
-uint64_t CopyChecksumBy(ChecksumPath path, void* dst, const void* src, size_t bytes, uint64_t seed);
+uint64_t CopyChecksumBy(ChecksumPath path, void* dst, const void* src, size_t bytes,
+                        uint64_t seed);  // unfenced
 
 }  // namespace kvstore::kernels

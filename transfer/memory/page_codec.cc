@@ -68,6 +68,22 @@ void WriteTail(std::byte* slot, const Checksums& table, const PageIdentity& iden
   std::memset(slot + table_end, 0, shape.slot_bytes() - table_end);
 }
 
+// Copies all slices, up to the first that differs. Fenced whatever the outcome: a late store must
+// not hit the next use of `dst`.
+absl::Status CopySlices(std::byte* dst, const std::byte* src, const PageIdentity& expect,
+                        const SliceTable& table) {
+  const uint64_t block_seed = BlockSeedOf(expect);
+  const size_t slice_bytes = expect.shape.slice_bytes;
+  uint32_t i = 0;
+  for (; i < expect.shape.num_slices; ++i) {
+    const uint64_t found = kernels::CopyChecksumUnfenced(
+        dst + i * slice_bytes, src + i * slice_bytes, slice_bytes, SliceSeed(block_seed, i));
+    if (found != table[i]) break;
+  }
+  kernels::FenceCopies();
+  return i == expect.shape.num_slices ? absl::OkStatus() : SliceDiffers(expect, i);
+}
+
 // Over the trailer, with record_checksum zero, and the slice checksums behind it.
 uint64_t RecordChecksum(PageTrailer trailer, const std::byte* slice_checksums) {
   trailer.record_checksum = 0;
@@ -112,9 +128,10 @@ uint64_t CopyIntoSlot(std::byte* slot, const std::byte* page, const PageIdentity
   const size_t slice_bytes = identity.shape.slice_bytes;
   Checksums table;
   for (uint32_t i = 0; i < identity.shape.num_slices; ++i) {
-    table[i] = kernels::CopyChecksum(slot + i * slice_bytes, page + i * slice_bytes, slice_bytes,
-                                     SliceSeed(block_seed, i));
+    table[i] = kernels::CopyChecksumUnfenced(slot + i * slice_bytes, page + i * slice_bytes,
+                                             slice_bytes, SliceSeed(block_seed, i));
   }
+  kernels::FenceCopies();
   return Seal(slot, table, identity, block_seed);
 }
 
@@ -130,16 +147,9 @@ uint64_t SealSlot(std::byte* slot, const PageIdentity& identity) {
 }
 
 absl::Status CopyFromSlot(std::byte* page, const std::byte* slot, const PageIdentity& expect) {
-  const uint64_t block_seed = BlockSeedOf(expect);
   SliceTable table;
   if (absl::Status status = table.Load(slot, expect); !status.ok()) return status;
-  const size_t slice_bytes = expect.shape.slice_bytes;
-  for (uint32_t i = 0; i < expect.shape.num_slices; ++i) {
-    const uint64_t found = kernels::CopyChecksum(page + i * slice_bytes, slot + i * slice_bytes,
-                                                 slice_bytes, SliceSeed(block_seed, i));
-    if (found != table[i]) return SliceDiffers(expect, i);
-  }
-  return absl::OkStatus();
+  return CopySlices(page, slot, expect, table);
 }
 
 absl::Status SliceTable::Load(const std::byte* slot, const PageIdentity& expect) {
@@ -184,15 +194,9 @@ absl::Status VerifySlot(const std::byte* slot, const PageIdentity& expect) {
 }
 
 absl::Status CopySlot(std::byte* dst, const std::byte* src, const PageIdentity& expect) {
-  const uint64_t block_seed = BlockSeedOf(expect);
   SliceTable table;
   if (absl::Status status = table.Load(src, expect); !status.ok()) return status;
-  const size_t slice_bytes = expect.shape.slice_bytes;
-  for (uint32_t i = 0; i < expect.shape.num_slices; ++i) {
-    const uint64_t found = kernels::CopyChecksum(dst + i * slice_bytes, src + i * slice_bytes,
-                                                 slice_bytes, SliceSeed(block_seed, i));
-    if (found != table[i]) return SliceDiffers(expect, i);
-  }
+  if (absl::Status status = CopySlices(dst, src, expect, table); !status.ok()) return status;
   WriteTail(dst, table.checksums(), expect, 0);
   return absl::OkStatus();
 }
