@@ -1,0 +1,170 @@
+#include "tests/integration/daemon_process.h"
+
+#include <fcntl.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "kvstore/client/channel.h"
+#include "kvstore/v1/admin.grpc.pb.h"
+
+namespace kvstore::testing {
+namespace {
+
+std::string ProgramPath() {
+  const char* dir = getenv("KVSTORE_BIN_DIR");
+  return std::string(dir == nullptr ? "bin" : dir) + "/kvstored";
+}
+
+}  // namespace
+
+DaemonProcess::DaemonProcess() {
+  std::string pattern = "/tmp/kvstored-test-XXXXXX";
+  if (mkdtemp(pattern.data()) == nullptr) abort();
+  folder_ = pattern;
+}
+
+DaemonProcess::~DaemonProcess() {
+  if (pid_ > 0) KillHard();
+  if (::testing::Test::HasFailure()) std::fprintf(stderr, "log of kvstored:\n%s\n", Log().c_str());
+  std::filesystem::remove_all(folder_);
+}
+
+void DaemonProcess::Spawn(const std::vector<std::string>& arguments, uint64_t open_files) {
+  const std::string program = ProgramPath();
+  std::vector<char*> argv = {const_cast<char*>(program.c_str())};
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  const std::string log = folder_ + "/log";
+  pid_ = fork();
+  ASSERT_GE(pid_, 0);
+  if (pid_ > 0) return;
+  // Child: only what is safe after fork() in a program with threads.
+  const int fd = open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  dup2(fd, 1);
+  dup2(fd, 2);
+  for (int other = 3; other < 1024; ++other) close(other);
+  if (open_files > 0) {
+    const rlimit limit{.rlim_cur = open_files, .rlim_max = open_files};
+    setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  execv(argv[0], argv.data());
+  _exit(127);
+}
+
+void DaemonProcess::Start(const DaemonOptions& options) {
+  std::vector<std::string> arguments = {"--set", "server.listen=" + target(), "--set", "tier.dram.bytes=64MiB"};
+  for (const std::string& set : options.sets) {
+    arguments.push_back("--set");
+    arguments.push_back(set);
+  }
+  ASSERT_NO_FATAL_FAILURE(Spawn(arguments, options.open_files));
+  std::unique_ptr<client::Client> client = Connect();
+  absl::Status connected = client->WaitConnected(absl::Now() + absl::Seconds(20));
+  ASSERT_TRUE(connected.ok()) << connected << "\n" << Log();
+}
+
+int DaemonProcess::RunToExit(const std::vector<std::string>& arguments) {
+  Spawn(arguments, 0);
+  return WaitExit(absl::Seconds(20));
+}
+
+void DaemonProcess::Signal(int signal) const { kill(pid_, signal); }
+
+int DaemonProcess::WaitExit(absl::Duration timeout) {
+  int status = 0;
+  const bool has_ended = Eventually(timeout, [&] { return waitpid(pid_, &status, WNOHANG) == pid_; });
+  if (!has_ended) return -1;
+  pid_ = -1;
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+void DaemonProcess::KillHard() {
+  Signal(SIGKILL);
+  waitpid(pid_, nullptr, 0);
+  pid_ = -1;
+}
+
+std::string DaemonProcess::Log() const {
+  std::ifstream in(folder_ + "/log");
+  std::stringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+uint64_t DaemonProcess::ResidentBytes() const {
+  std::ifstream in("/proc/" + std::to_string(pid_) + "/statm");
+  uint64_t size = 0, resident = 0, shared = 0;
+  in >> size >> resident >> shared;
+  // Without slabs, which are shared memory: what the daemon itself holds.
+  return (resident - shared) * 4096;
+}
+
+uint64_t DaemonProcess::OpenFiles() const {
+  uint64_t count = 0;
+  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/fd")) ++count;
+  return count;
+}
+
+std::unique_ptr<client::Client> DaemonProcess::Connect(client::ClientOptions options) const {
+  if (options.target.empty()) options.target = target();
+  absl::StatusOr<std::unique_ptr<client::Client>> client = client::Client::Create(options);
+  EXPECT_TRUE(client.ok()) << client.status();
+  return *std::move(client);
+}
+
+v1::StatusResponse DaemonProcess::Status() const {
+  auto stub = v1::Admin::NewStub(*client::MakeChannel(target()));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  context.set_wait_for_ready(true);
+  v1::StatusResponse response;
+  const grpc::Status status = stub->Status(&context, v1::StatusRequest(), &response);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return response;
+}
+
+NamespaceSpec SmallSpec(uint32_t num_slices, uint32_t slice_bytes) {
+  NamespaceSpec spec;
+  spec.model = "test-model";
+  spec.kv_dtype = "bf16";
+  spec.block_tokens = 16;
+  spec.shape = {.num_slices = num_slices, .slice_bytes = slice_bytes};
+  return spec;
+}
+
+std::vector<uint32_t> Tokens(const NamespaceSpec& spec, size_t blocks, uint32_t seed) {
+  std::vector<uint32_t> tokens(blocks * spec.block_tokens);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = seed * 7919u + static_cast<uint32_t>(i);
+  return tokens;
+}
+
+std::vector<std::byte> PageBytes(const NamespaceSpec& spec, const BlockHash& hash) {
+  std::vector<std::byte> page(spec.shape.page_bytes());
+  uint64_t state = hash.Prefix64() | 1;
+  for (size_t i = 0; i < page.size(); i += sizeof state) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    std::memcpy(page.data() + i, &state, std::min(sizeof state, page.size() - i));
+  }
+  return page;
+}
+
+std::vector<std::byte> PagesBytes(const NamespaceSpec& spec, std::span<const BlockHash> hashes) {
+  std::vector<std::byte> pages;
+  for (const BlockHash& hash : hashes) {
+    const std::vector<std::byte> page = PageBytes(spec, hash);
+    pages.insert(pages.end(), page.begin(), page.end());
+  }
+  return pages;
+}
+
+}  // namespace kvstore::testing
