@@ -8,6 +8,7 @@ import time
 
 ENGINE_SECONDS = 600
 PROGRESS_EVERY_S = 10
+SAID_MAX = 500
 
 
 class EngineError(Exception):
@@ -15,7 +16,7 @@ class EngineError(Exception):
 
 
 def generate(command, label):
-    """Returns kvengine's JSON. Raises EngineError when it fails, hangs, or prints none."""
+    """Returns kvengine's JSON, and as "said" what it wrote to standard error. Raises EngineError when it fails, hangs, or prints none."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         start = time.monotonic()
         process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=errors)
@@ -31,7 +32,7 @@ def generate(command, label):
     if code != 0:
         raise EngineError(f"kvengine ended with {code}: {problems.strip()[-2000:]}{text.strip()[-500:]}")
     try:
-        return json.loads(text)
+        return {**json.loads(text), "said": problems.strip()[-SAID_MAX:]}
     except ValueError:
         raise EngineError(f"kvengine printed no JSON: {text[:500]!r}") from None
 

@@ -48,6 +48,8 @@ def warm_row(source, result, cold):
         row.failed = f"some came from elsewhere: {elsewhere}"
     elif any(result.get("load_failures", {}).values()):
         row.failed = f"loads failed: {result['load_failures']}"
+    if row.failed:
+        row.failed += "".join(f"; {name}: {result[name]}" for name in ("load_failures", "said") if result.get(name))
     return row
 
 
