@@ -18,6 +18,16 @@ void LeafLru::LinkLast(List& list, uint32_t node) {
   ++list.size;
 }
 
+void LeafLru::LinkNewerThan(List& list, uint32_t node, uint32_t older) {
+  const uint32_t newer = links_[older].newer;
+  if (newer == kNone) return LinkFirst(list, node);
+  links_.EnsureSize(size_t{node} + 1);
+  links_[node] = {.newer = newer, .older = older};
+  links_[newer].older = node;
+  links_[older].newer = node;
+  ++list.size;
+}
+
 void LeafLru::Unlink(List& list, uint32_t node) {
   const Links l = links_[node];
   (l.newer == kNone ? list.first : links_[l.newer].older) = l.older;

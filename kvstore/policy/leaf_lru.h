@@ -1,8 +1,9 @@
 // Leaf-first LRU: the order in which the blocks of one tier are evicted.
 //
-// One list a pool, oldest last. Callers touch a prefix from its tail to its head, so that a parent
-// is never older than its children; a block that cannot be evicted now (held, or with children in
-// the tier) is met only after out-of-order saves and gets a second chance.
+// One list a pool, oldest last, of *leaves*: blocks without a child in the tier. A block enters
+// when it becomes a leaf and leaves when it gets a child, so the victim is found at once, and
+// touching a prefix of thousands of blocks moves one of them. A parent whose last child was evicted
+// is usually the next victim: it enters at the old end, behind the few that are older.
 //
 // Confined to one thread. 8 bytes a node.
 #pragma once
@@ -23,6 +24,21 @@ class LeafLru {
   // Requires: `node` is in no list / in the list of `pool`. O(1).
   void InsertNewest(PoolId pool, uint32_t node) { LinkFirst(lists_[pool], node); }
   void InsertOldest(PoolId pool, uint32_t node) { LinkLast(lists_[pool], node); }
+  // Inserts `node` where its age belongs: behind the nodes at the old end for which
+  // `is_older(other)` holds. After `walk_max` of those it becomes the newest instead: the search
+  // stays bounded, and what is in doubt stays longer.
+  template <typename IsOlder>
+  void InsertByAge(PoolId pool, uint32_t node, uint32_t walk_max, IsOlder is_older) {
+    List& list = lists_[pool];
+    uint32_t older = list.last;
+    if (older == kNone || !is_older(older)) return LinkLast(list, node);
+    for (uint32_t walked = 1; walked < walk_max; ++walked) {
+      const uint32_t next = links_[older].newer;
+      if (next == kNone || !is_older(next)) return LinkNewerThan(list, node, older);
+      older = next;
+    }
+    LinkFirst(list, node);
+  }
   void Remove(PoolId pool, uint32_t node) { Unlink(lists_[pool], node); }
   void Touch(PoolId pool, uint32_t node) {
     List& list = lists_[pool];
@@ -75,6 +91,7 @@ class LeafLru {
 
   void LinkFirst(List& list, uint32_t node);
   void LinkLast(List& list, uint32_t node);
+  void LinkNewerThan(List& list, uint32_t node, uint32_t older);
   void Unlink(List& list, uint32_t node);
 
   ChunkedVector<Links> links_;  // [node]

@@ -37,6 +37,20 @@ TEST(LeafLru, ScanIsBounded) {
   EXPECT_EQ(looked_at, 16u);
 }
 
+TEST(LeafLru, ALateNodeEntersBehindTheOlderOnes) {
+  LeafLru lru;
+  for (uint32_t n : {10, 20, 30, 40}) lru.InsertNewest(kPool, n);
+  auto older_than = [](uint32_t age) { return [age](uint32_t other) { return other < age; }; };
+  lru.InsertByAge(kPool, 25, 64, older_than(25));
+  lru.InsertByAge(kPool, 5, 64, older_than(5));
+  lru.InsertByAge(kPool, 50, 64, older_than(50));
+  lru.InsertByAge(kPool, 35, 2, older_than(35));  // too far to look: the newest
+  std::vector<uint32_t> order;
+  for (uint32_t n = lru.Oldest(kPool); n != LeafLru::kNone; n = lru.NextNewer(n))
+    order.push_back(n);
+  EXPECT_EQ(order, (std::vector<uint32_t>{5, 10, 20, 25, 30, 40, 50, 35}));
+}
+
 TEST(LeafLru, PoolsHaveTheirOwnOrder) {
   LeafLru lru;
   lru.InsertNewest(kPool, 1);

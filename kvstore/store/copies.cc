@@ -11,6 +11,9 @@ namespace {
 constexpr uint32_t kScanMax = 256;
 // Blocks evicted from another pool in one call, to empty a slab of its.
 constexpr int kForeignEvictionsMax = 64;
+// How many older leaves a parent may pass when it becomes a leaf: those are of prefixes that nobody
+// used since.
+constexpr uint32_t kAgeWalkMax = 64;
 
 }  // namespace
 
@@ -58,32 +61,54 @@ uint64_t Copies::BytesIn(NamespaceId ns, TierKind kind) const {
   return pages_in_[ns.value()][Pos(kind)] * namespaces_.epoch(ns).ns->spec.shape.slot_bytes();
 }
 
+bool Copies::IsLeafIn(NodeId id, TierKind kind) const {
+  return index_.NumChildrenIn(id, Pos(kind)) == 0;
+}
+
+// A resident parent leaves the eviction order with its first child in the tier, and is back in it
+// with its last one gone.
+void Copies::BeginWrite(NodeId id, TierKind kind, PageId page) {
+  index_.BeginWrite(id, Pos(kind), page);
+  const NodeId parent = index_.node(id).parent;
+  if (parent == index::kNoNode || !IsResident(parent, kind)) return;
+  if (index_.NumChildrenIn(parent, Pos(kind)) == 1) lru_[Pos(kind)].Remove(PoolOf(parent), parent);
+}
+
+void Copies::RemoveCopy(NodeId id, TierKind kind) {
+  index_.Remove(id, Pos(kind));
+  const NodeId parent = index_.node(id).parent;
+  if (parent == index::kNoNode || !IsResident(parent, kind) || !IsLeafIn(parent, kind)) return;
+  const uint32_t touched_at = index_.node(parent).touched_at;
+  lru_[Pos(kind)].InsertByAge(PoolOf(parent), parent, kAgeWalkMax, [&](uint32_t other) {
+    return index_.node(other).touched_at < touched_at;
+  });
+}
+
 void Copies::Publish(NodeId id, TierKind kind, Recency recency) {
   index_.Publish(id, Pos(kind));
-  const PoolId pool = PoolOf(id);
-  if (recency == Recency::kNewest) {
-    lru_[Pos(kind)].InsertNewest(pool, id);
-  } else {
-    lru_[Pos(kind)].InsertOldest(pool, id);
-  }
-  index_.node(id).touched_at = Ticks();
   unwritable_.erase(id);
   ++PagesIn(id, kind);
+  if (!IsLeafIn(id, kind)) return;
+  if (recency == Recency::kNewest) {
+    lru_[Pos(kind)].InsertNewest(PoolOf(id), id);
+  } else {
+    lru_[Pos(kind)].InsertOldest(PoolOf(id), id);
+  }
 }
 
 void Copies::AbandonWrite(NodeId id, TierKind kind) {
   const PageId page = this->page(id, kind);
-  index_.Remove(id, Pos(kind));
+  RemoveCopy(id, kind);
   tier(kind)->Release(page);
   index_.EraseIfUnused(id);
 }
 
 void Copies::Drop(NodeId id, TierKind kind, DropReason reason) {
   const PageId page = this->page(id, kind);
-  lru_[Pos(kind)].Remove(PoolOf(id), id);
+  if (IsLeafIn(id, kind)) lru_[Pos(kind)].Remove(PoolOf(id), id);
   --PagesIn(id, kind);
   unwritable_.erase(id);
-  index_.Remove(id, Pos(kind));
+  RemoveCopy(id, kind);
   if (reason == DropReason::kLost) {
     ++counters(kind).lost_pages;
     tier(kind)->Quarantine(page);
@@ -98,9 +123,9 @@ void Copies::Drop(NodeId id, TierKind kind, DropReason reason) {
 void Copies::Touch(NodeId id) {
   index::Node& n = index_.node(id);
   n.touched_at = Ticks();
-  const PoolId pool = PoolOf(id);
   for (const TierKind kind : kAllTiers) {
-    if (n.copies[Pos(kind)] == CopyState::kResident) lru_[Pos(kind)].Touch(pool, id);
+    if (n.copies[Pos(kind)] == CopyState::kResident && IsLeafIn(id, kind))
+      lru_[Pos(kind)].Touch(PoolOf(id), id);
   }
 }
 
@@ -111,7 +136,7 @@ void Copies::Unhold(NodeId id) {
 
 bool Copies::CanEvict(NodeId id, TierKind kind) const {
   const index::Node& n = index_.node(id);
-  if (n.holds > 0 || index_.NumChildrenIn(id, Pos(kind)) > 0) return false;
+  if (n.holds > 0 || !IsLeafIn(id, kind)) return false;
   bool is_last = true;
   for (const TierKind other : kAllTiers)
     is_last &= other == kind || n.copies[Pos(other)] != CopyState::kResident;
@@ -178,7 +203,7 @@ bool Copies::EvictOldest(TierKind kind, PoolId pool) {
     const NodeId id = next;
     next = lru.NextNewer(id);
     if (!CanEvict(id, kind)) {
-      lru.Touch(pool, id);  // second chance: held, or children came after it
+      lru.Touch(pool, id);  // second chance: held, or the last copy above a child elsewhere
       continue;
     }
     if (IsDirty(id, kind) && on_dirty_victim_(id, kind)) continue;
@@ -190,27 +215,29 @@ bool Copies::EvictOldest(TierKind kind, PoolId pool) {
 
 void Copies::WriteBackOldest(TierKind kind, PoolId pool, uint64_t blocks_max) {
   const policy::LeafLru& lru = lru_[Pos(kind)];
-  NodeId next = lru.Oldest(pool);
-  for (uint32_t looked_at = 0; next != index::kNoNode && looked_at < kScanMax && blocks_max > 0;
-       ++looked_at) {
-    const NodeId id = next;
-    next = lru.NextNewer(id);
-    if (index_.node(id).holds > 0 || !IsDirty(id, kind)) continue;
-    if (!on_dirty_victim_(id, kind)) return;
-    --blocks_max;
+  NodeId leaf = lru.Oldest(pool);
+  for (uint32_t looked_at = 0; leaf != index::kNoNode && looked_at < kScanMax;
+       leaf = lru.NextNewer(leaf)) {
+    // The parents are the victims that follow.
+    for (NodeId id = leaf; id != index::kNoNode && IsResident(id, kind) && looked_at < kScanMax;
+         id = index_.node(id).parent) {
+      ++looked_at;
+      if (index_.node(id).holds > 0 || !IsDirty(id, kind)) continue;
+      if (blocks_max-- == 0 || !on_dirty_victim_(id, kind)) return;
+    }
   }
 }
 
 absl::Status Copies::CheckInvariants() const {
   if (absl::Status s = index_.CheckInvariants(); !s.ok()) return s;
-  std::array<uint64_t, tiers::kNumTierKinds> resident{}, with_pages{};
+  std::array<uint64_t, tiers::kNumTierKinds> resident{}, leaves{};
   std::array<absl::flat_hash_set<std::pair<uint32_t, uint32_t>>, tiers::kNumTierKinds> slots;
   for (NodeId id = 0; id < index_.id_end(); ++id) {
     if (!index_.IsLive(id)) continue;
     for (const TierKind kind : kAllTiers) {
       if (state(id, kind) == CopyState::kAbsent) continue;
-      ++with_pages[Pos(kind)];
       resident[Pos(kind)] += IsResident(id, kind);
+      leaves[Pos(kind)] += IsResident(id, kind) && IsLeafIn(id, kind);
       const PageId p = page(id, kind);
       if (!slots[Pos(kind)].insert({p.slab, p.slot}).second) {
         return absl::InternalError(
@@ -222,7 +249,7 @@ absl::Status Copies::CheckInvariants() const {
     uint64_t in_order = 0, counted = 0;
     for (const auto& [pool, list] : lru_[Pos(kind)].pools()) in_order += lru_[Pos(kind)].size(pool);
     for (const auto& pages : pages_in_) counted += pages[Pos(kind)];
-    if (in_order != resident[Pos(kind)] || counted != resident[Pos(kind)]) {
+    if (in_order != leaves[Pos(kind)] || counted != resident[Pos(kind)]) {
       return absl::InternalError(absl::StrCat(std::string(tiers::TierName(kind)), ": ",
                                               resident[Pos(kind)], " resident, ", in_order,
                                               " in eviction order, ", counted, " counted"));

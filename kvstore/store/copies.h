@@ -1,9 +1,9 @@
 // The copies of blocks in tiers: the one place where index, eviction order and tiers change
 // together.
 //
-// Confined to the core thread. Invariant (CheckInvariants): a copy is resident in the index exactly
-// if it is in the eviction order of its tier; its page belongs to nobody else; counts by namespace
-// and tier agree.
+// Confined to the core thread. Invariants (CheckInvariants): the eviction order of a tier has
+// exactly the resident copies without a child in that tier; a page belongs to one copy; counts by
+// namespace and tier agree.
 #pragma once
 
 #include <array>
@@ -60,7 +60,7 @@ class Copies {
   // what the tier says.
   absl::StatusOr<PageId> TakePage(TierKind kind, PoolId pool);
 
-  void BeginWrite(NodeId id, TierKind kind, PageId page) { index_.BeginWrite(id, Pos(kind), page); }
+  void BeginWrite(NodeId id, TierKind kind, PageId page);
   void Publish(NodeId id, TierKind kind, Recency recency);
   // Ends a write that will not be published, and gives its page back.
   void AbandonWrite(NodeId id, TierKind kind);
@@ -99,6 +99,8 @@ class Copies {
   absl::Status CheckInvariants() const;
 
  private:
+  bool IsLeafIn(NodeId id, TierKind kind) const;
+  void RemoveCopy(NodeId id, TierKind kind);
   bool EvictFor(TierKind kind, PoolId pool);
   bool EvictOldest(TierKind kind, PoolId pool);
   PoolId PoolWithOldestBlock(TierKind kind, PoolId fallback) const;

@@ -148,6 +148,35 @@ TEST_F(StoreTest, EvictionIsLeafFirst) {
   EXPECT_EQ(left, 24u);
 }
 
+// As an engine saves while it computes: parents are older than children, and still the tail goes
+// first.
+TEST_F(StoreTest, PrefixSavedInPartsIsEvictedFromItsTail) {
+  StoreFixture::Options o = Without(false, false);
+  o.dram.num_slabs = 32;  // 2,048 slots
+  Make(o);
+  for (uint32_t branch = 1; branch <= 5; ++branch) {
+    const auto hashes = Hashes(branch, 1024);
+    for (uint32_t first = 0; first < 1024; first += 64) {
+      f->clock.Advance(absl::Seconds(1));
+      const std::span<const BlockHash> part(hashes.begin() + first, 64);
+      const auto parent = first == 0 ? std::nullopt : std::optional(hashes[first - 1]);
+      const auto r = f->core->Reserve(session, ns, parent, first, part, TierKind::kDram);
+      ASSERT_TRUE(r.ok()) << r.status();
+      std::vector<store::CommitBlock> commit;
+      for (uint32_t i = 0; i < 64; ++i) {
+        ASSERT_EQ(r->blocks[i].state, ReserveState::kReserved)
+            << "branch " << branch << " block " << first + i;
+        commit.push_back({.block = i, .page_checksum = ContentOf(part[i])});
+      }
+      ASSERT_TRUE(f->core->Commit(session, r->reservation, commit).ok());
+    }
+    EXPECT_EQ(f->core->Match(ns, hashes).matched_blocks, 1024u);
+  }
+  EXPECT_EQ(f->core->Match(ns, Hashes(4, 1024)).matched_blocks, 1024u)
+      << "the older ones went first";
+  EXPECT_EQ(f->core->Match(ns, Hashes(3, 1024)).matched_blocks, 0u);
+}
+
 TEST_F(StoreTest, LeasedBlocksAreNotEvicted) {
   StoreFixture::Options o = Without(false, false);
   o.dram.num_slabs = 1;
