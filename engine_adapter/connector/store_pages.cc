@@ -71,9 +71,13 @@ PrefixLoad StorePages::LoadPrefix(std::span<const uint32_t> token_ids) {
   lease_ = *std::move(lease);
   loaded_.resize(lease_->matched_blocks());
   for (uint32_t block = 0; block < loaded_.size(); ++block) {
-    // What can be read at once tells where it lies; the rest needs a page of ours in any case.
-    const absl::StatusOr<client::PageView> view = lease_->WaitReady(block, absl::InfinitePast());
-    if (view.ok() && view->tier == client::Tier::kGpu) {
+    // A page in the GPU tier is used where it lies; any other needs a page of ours.
+    if (lease_->ReadyTier(block) == client::Tier::kGpu) {
+      const absl::StatusOr<client::PageView> view = lease_->WaitReady(block, load_by_);
+      if (!view.ok()) {
+        TruncateLoad(block, view.status());
+        break;
+      }
       loaded_[block] = {.page = view->slot, .is_in_place = true, .found_in = view->found_in};
       continue;
     }

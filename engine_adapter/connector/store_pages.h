@@ -38,7 +38,7 @@ struct StorePagesOptions {
   std::string target;  // "unix:PATH"
   std::string namespace_name;
   NamespaceSpec spec;
-  absl::Duration connect_deadline = absl::Seconds(2);
+  absl::Duration connect_deadline = absl::Seconds(5);
   absl::Duration match_deadline = absl::Seconds(2);
   // For all loaded pages together, from LoadPrefix on. A slow disk must not make a request slower
   // than computing; the engine's prefill of the same tokens usually takes longer than this.

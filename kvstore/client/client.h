@@ -81,6 +81,8 @@ class Lease {
 
   // Leading blocks that are, or will be, readable. Shrinks when a block is lost on its way up.
   uint32_t matched_blocks() const;
+  // The tier of `block` if it can be read now. Never waits.
+  std::optional<Tier> ReadyTier(uint32_t block) const;
   // Waits until `block` can be read. Errors: DataLoss / Unavailable, the block was lost: use the prefix before it; DeadlineExceeded.
   absl::StatusOr<PageView> WaitReady(uint32_t block, absl::Time deadline);
   // Copies the page of `block` into `page` (spec.shape.page_bytes() bytes) and checks its bytes and, afterwards, that the slot still was

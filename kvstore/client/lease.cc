@@ -104,6 +104,12 @@ uint32_t Lease::State::matched_blocks() const {
   return matched_blocks_;
 }
 
+std::optional<Tier> Lease::State::ReadyTier(uint32_t block) const {
+  absl::MutexLock lock(&mutex_);
+  if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return std::nullopt;
+  return static_cast<Tier>(SocketTier(columns_.tier[block]));
+}
+
 absl::Status Lease::State::LostStatus(uint32_t block) const {
   if (is_released_) return absl::FailedPreconditionError("the lease has been released");
   if (block >= hashes.size()) return absl::InvalidArgumentError(absl::StrCat("block ", block, " of ", hashes.size()));
@@ -225,6 +231,8 @@ void Lease::Release() {
 }
 
 uint32_t Lease::matched_blocks() const { return state_->matched_blocks(); }
+
+std::optional<Tier> Lease::ReadyTier(uint32_t block) const { return state_->ReadyTier(block); }
 
 absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));

@@ -49,6 +49,7 @@ struct Lease::State {
     bool IsCurrent() const { return slab->Generation(offset) == generation; }
   };
   uint32_t matched_blocks() const ABSL_LOCKS_EXCLUDED(mutex_);
+  std::optional<Tier> ReadyTier(uint32_t block) const ABSL_LOCKS_EXCLUDED(mutex_);
   // Waits until the block is readable. Errors: those of Lease::WaitReady().
   absl::StatusOr<Location> Wait(uint32_t block, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
   // As Wait(), only if it would not wait and the slab is mapped.

@@ -18,6 +18,11 @@
 namespace kvstore::client {
 namespace {
 
+// How long the daemon may take to answer on the memory socket, however short the caller's own deadline is: calls may return this much
+// later than asked when the daemon is frozen.
+constexpr absl::Duration kReplyTimeoutMin = absl::Milliseconds(250);
+
+
 constexpr uint64_t kGenerationStride = 4096;   // bytes of a slab that one generation stands for
 
 absl::Status Lost(const std::string& what) { return absl::UnavailableError(absl::StrCat("the daemon has gone: ", what)); }
@@ -194,9 +199,11 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::Slab(uint32_t t
     }
     if (auto it = slabs_.find({tier, slab}); it != slabs_.end()) return it->second;
     if (is_lost()) return Lost("the session has ended");
+    if (timeout <= absl::ZeroDuration()) return absl::DeadlineExceededError("no time to map the slab");
     is_requesting_ = true;
   }
-  absl::StatusOr<std::shared_ptr<const MappedSlab>> mapped = RequestSlab(tier, slab, timeout);
+  // An answer that is not waited for ends the session: what ends the caller's patience must not.
+  absl::StatusOr<std::shared_ptr<const MappedSlab>> mapped = RequestSlab(tier, slab, std::max(timeout, kReplyTimeoutMin));
   absl::MutexLock lock(&mutex_);
   is_requesting_ = false;
   if (mapped.ok()) slabs_[{tier, slab}] = *mapped;
