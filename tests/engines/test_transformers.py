@@ -19,8 +19,16 @@ pytestmark = [pytest.mark.engines, pytest.mark.skipif(er.kvengine() is None, rea
 REAL_MODEL = Path(os.environ.get("KVSTORE_MODEL_DIR", er.ROOT / "build" / "models" / "smollm2"))
 TEXT = Path("/usr/share/common-licenses/GPL-2")
 FAMILIES = ("llama", "llama3-scaled", "qwen2", "qwen3-wide-heads")
+# bf16 is slow on CPUs without bf16 arithmetic; its error hardly depends on the length (0.08 to 0.11 from 63 to 700 tokens).
+BF16_TOKENS = 512
 KV_DTYPES = sorted(er.ERROR_LIMIT)
 LONG = [case for case in er.CASES if case.name in FAMILIES]
+
+
+def bf16_error(folder, exact, prompt_ids, output_ids):
+    rounded = hugging_face.load(folder, "bfloat16")
+    pair = [hugging_face.logits_along(model, prompt_ids, output_ids) for model in (exact, rounded)]
+    return er.rms(pair[0] - pair[1])
 
 
 def compare(folder, prompt_ids, output_tokens, scratch, kv_dtype):
@@ -29,8 +37,7 @@ def compare(folder, prompt_ids, output_tokens, scratch, kv_dtype):
     exact = hugging_face.load(folder, "float32")
     # Along our own tokens, so that every step of ours has a reference whatever was chosen before.
     reference = hugging_face.logits_along(exact, prompt_ids, ids)
-    rounded = hugging_face.logits_along(hugging_face.load(folder, "bfloat16"), prompt_ids, ids)
-    ours, theirs = er.rms(logits - reference), er.rms(rounded - reference)
+    ours, theirs = er.rms(logits - reference), bf16_error(folder, exact, prompt_ids[:BF16_TOKENS], ids)
     assert ours <= er.ERROR_LIMIT[kv_dtype] * theirs
     best = [int(row.argmax()) for row in reference]
     for step, (mine, right) in enumerate(zip(ids, best, strict=True)):
