@@ -1,5 +1,6 @@
-// MemoryTier: a Tier whose pages lie in memory that clients map. What DRAM and GPU have in common: SlabPages says where pages are, a
-// SlotMover moves them, this class keeps the contract of Tier and counts.
+// MemoryTier: a Tier whose pages lie in memory that clients map. What DRAM and GPU have in common:
+// SlabPages says where pages are, a SlotMover moves them, this class keeps the contract of Tier and
+// counts.
 //
 // Threads: as Tier; Export() is thread-safe.
 #pragma once
@@ -28,7 +29,8 @@ class MemoryTier : public Tier {
   absl::StatusOr<PageId> Reserve(PoolId pool) override;
   void Release(PageId page) override { pages_->Release(page); }
   void Quarantine(PageId page) override { pages_->Quarantine(page); }
-  // Errors, besides those of Tier: Aborted, `page` is not in use; InvalidArgument, a region's size is not the slot's.
+  // Errors, besides those of Tier: Aborted, `page` is not in use; InvalidArgument, a region's size
+  // is not the slot's.
   void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
@@ -41,7 +43,9 @@ class MemoryTier : public Tier {
   uint64_t FreeSlots(PoolId pool) const override { return pages_->slots().FreeSlots(pool); }
   size_t inflight_max() const override { return mover_->inflight_max(); }
   TierStats stats() const override;
-  TierState state() const override { return is_stopped_ ? TierState::kFailed : TierState::kServing; }
+  TierState state() const override {
+    return is_stopped_ ? TierState::kFailed : TierState::kServing;
+  }
   std::string degraded() const override { return pages_->degraded(); }
   absl::Status CheckInvariants() const override { return pages_->CheckInvariants(); }
   void Stop() override;
@@ -61,7 +65,8 @@ class MemoryTier : public Tier {
   enum class Direction { kRead, kWrite };
   absl::StatusOr<SlabPlace> PlaceFor(PageId page, const PageIdentity& identity,
                                      uint64_t region_bytes) const;
-  // Counts the outcome, then calls `done`. Runs before this object ends: Stop() waits for all operations.
+  // Counts the outcome, then calls `done`. Runs before this object ends: Stop() waits for all
+  // operations.
   Done Counting(Direction direction, uint64_t bytes, Done done);
 
   const std::unique_ptr<SlabPages> pages_;

@@ -1,8 +1,9 @@
-// SlabMemory is the memory of one slab of a memory tier, wherever it is, with its generation table and a way to hand both to another
-// process. A slab's memory serves one tenant for ever: another tenant gets another SlabMemory.
+// SlabMemory is the memory of one slab of a memory tier, wherever it is, with its generation table
+// and a way to hand both to another process. A slab's memory serves one tenant for ever: another
+// tenant gets another SlabMemory.
 //
-// Thread-safe, except StoreGeneration(): core thread. Destruction frees the memory as soon as no other process maps it; that may take
-// tens of milliseconds and belongs on a background thread.
+// Thread-safe, except StoreGeneration(): core thread. Destruction frees the memory as soon as no
+// other process maps it; that may take tens of milliseconds and belongs on a background thread.
 #pragma once
 
 #include <cstddef>
@@ -32,9 +33,11 @@ class SlabMemory {
   virtual uint64_t bytes() const = 0;
   // Sets the generation of the slot at `slot_offset`, before any byte of its next use is written.
   virtual void StoreGeneration(uint64_t slot_offset, uint64_t generation) = 0;
-  // Makes a range ready for use: faulted in, locked, registered. Idempotent. Errors: ResourceExhausted, no memory or no right to lock.
+  // Makes a range ready for use: faulted in, locked, registered. Idempotent. Errors:
+  // ResourceExhausted, no memory or no right to lock.
   virtual absl::Status Prepare(uint64_t offset, uint64_t bytes) const = 0;
-  // Frees the memory although other processes may still map it; they read zeros. The content is of no use afterwards.
+  // Frees the memory although other processes may still map it; they read zeros. The content is of
+  // no use afterwards.
   virtual void Discard() = 0;
   virtual absl::StatusOr<SlabExport> Export(MemoryAccess access) const = 0;
 };

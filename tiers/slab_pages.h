@@ -1,13 +1,16 @@
-// SlabPages is the space of a memory tier: slabs with ids, generations that other processes see, and the rule that memory never changes
-// tenants. It decides where pages are; it moves none.
+// SlabPages is the space of a memory tier: slabs with ids, generations that other processes see,
+// and the rule that memory never changes tenants. It decides where pages are; it moves none.
 //
-//   slab index (fixed, SlotAllocator)  ->  slab id (counts up, what PageId carries)  ->  SlabMemory (one tenant for ever)
+//   slab index (fixed, SlotAllocator)  ->  slab id (counts up, what PageId carries)  ->  SlabMemory
+//   (one tenant for ever)
 //
-// A slab that goes to another pool of its tenant keeps id and memory. One that goes to another tenant gets a new id and new, zeroed
-// memory; the old memory is freed in the background although former readers may still map it. Memory in use is at most the capacity and
-// one slab: while a slab's old memory is being freed no other slab changes tenants.
+// A slab that goes to another pool of its tenant keeps id and memory. One that goes to another
+// tenant gets a new id and new, zeroed memory; the old memory is freed in the background although
+// former readers may still map it. Memory in use is at most the capacity and one slab: while a
+// slab's old memory is being freed no other slab changes tenants.
 //
-// A thread of its own prepares memory (page faults, locking) so that the first save does not pay for it, and frees it.
+// A thread of its own prepares memory (page faults, locking) so that the first save does not pay
+// for it, and frees it.
 //
 // Threads: confined to the core thread, except Export() and degraded(): thread-safe.
 #pragma once
@@ -46,10 +49,12 @@ struct SlabPlace {
 // When memory is faulted in: all of it from the start on, or each slab once it is used.
 enum class Prepare { kAtStart, kWhenUsed };
 
-// Slab size for a tier of `bytes`: an eighth, in whole 2 MiB, from 2 MiB to 256 MiB. Slabs must be many, to move between tenants, and
-// large, to waste little behind their last slot; 256 MiB hold every slot that a namespace may have.
+// Slab size for a tier of `bytes`: an eighth, in whole 2 MiB, from 2 MiB to 256 MiB. Slabs must be
+// many, to move between tenants, and large, to waste little behind their last slot; 256 MiB hold
+// every slot that a namespace may have.
 uint64_t ChooseSlabBytes(uint64_t bytes);
-// Errors: InvalidArgument, saying what is valid, unless `bytes` are 1 to 2^20 slabs of `slab_bytes`, a multiple of 4096.
+// Errors: InvalidArgument, saying what is valid, unless `bytes` are 1 to 2^20 slabs of
+// `slab_bytes`, a multiple of 4096.
 absl::Status ValidateSlabs(uint64_t bytes, uint64_t slab_bytes);
 
 class SlabPages {
@@ -61,16 +66,18 @@ class SlabPages {
     Prepare prepare = Prepare::kAtStart;
     std::function<absl::StatusOr<std::unique_ptr<SlabMemory>>()> make_slab;  // core thread
   };
-  // Makes all slabs, so that running out of descriptors shows at start-up. `clock` outlives the object.
-  // Requires ValidateSlabs() to be OK. Errors: what make_slab returns.
+  // Makes all slabs, so that running out of descriptors shows at start-up. `clock` outlives the
+  // object. Requires ValidateSlabs() to be OK. Errors: what make_slab returns.
   static absl::StatusOr<std::unique_ptr<SlabPages>> Create(Options options, const Clock& clock);
   ~SlabPages();  // Stop()
 
-  // Errors: InvalidArgument, as Tier::OpenPool(), or the pool is open with another tenant or slot size.
+  // Errors: InvalidArgument, as Tier::OpenPool(), or the pool is open with another tenant or slot
+  // size.
   absl::Status OpenPool(PoolId pool, const PoolSpec& spec);
   // Errors: ResourceExhausted; NotFound, unknown pool; Unavailable, no descriptor for fresh memory.
   absl::StatusOr<PageId> Reserve(PoolId pool);
-  // Require IsCurrent(page), as SlotAllocator. The generation changes for all readers before the slot can be reserved again.
+  // Require IsCurrent(page), as SlotAllocator. The generation changes for all readers before the
+  // slot can be reserved again.
   void Release(PageId page);
   void Quarantine(PageId page);
 
@@ -80,10 +87,10 @@ class SlabPages {
   std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const;
   const SlotAllocator& slots() const { return slots_; }
 
-  // Thread-safe. Errors: NotFound for unknown slabs, slabs given back, slabs of no tenant yet and slabs of another tenant alike;
-  // Unavailable, out of descriptors.
-  absl::StatusOr<SlabExport> Export(uint32_t slab_id, std::string_view tenant, MemoryAccess access) const
-      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Thread-safe. Errors: NotFound for unknown slabs, slabs given back, slabs of no tenant yet and
+  // slabs of another tenant alike; Unavailable, out of descriptors.
+  absl::StatusOr<SlabExport> Export(uint32_t slab_id, std::string_view tenant,
+                                    MemoryAccess access) const ABSL_LOCKS_EXCLUDED(mutex_);
   // Thread-safe. Why memory could not be prepared as asked; empty when it could.
   std::string degraded() const ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -96,7 +103,8 @@ class SlabPages {
  private:
   struct Slab {
     uint32_t id = 0;
-    std::shared_ptr<SlabMemory> memory;  // shared with Export(), SlabPlace and the background thread
+    std::shared_ptr<SlabMemory>
+        memory;  // shared with Export(), SlabPlace and the background thread
     std::optional<std::string> tenant;
     bool is_prepared = false;  // or about to be
   };
@@ -120,18 +128,20 @@ class SlabPages {
   void PreparePiece() ABSL_LOCKS_EXCLUDED(mutex_);  // background thread
 
   const Options options_;
-  std::vector<Slab> slabs_;                          // [num_slabs], by index
+  std::vector<Slab> slabs_;                           // [num_slabs], by index
   absl::flat_hash_map<uint32_t, uint32_t> index_of_;  // id -> index
   absl::flat_hash_map<PoolId, std::string> tenant_of_;
   uint32_t next_id_ = 1;  // a zeroed PageId never names memory
   SlotAllocator slots_;
 
   mutable absl::Mutex mutex_;
-  absl::flat_hash_map<uint32_t, Exported> exported_ ABSL_GUARDED_BY(mutex_);  // slabs of a tenant, by id
+  absl::flat_hash_map<uint32_t, Exported> exported_
+      ABSL_GUARDED_BY(mutex_);  // slabs of a tenant, by id
   std::deque<Preparation> to_prepare_ ABSL_GUARDED_BY(mutex_);
   bool is_preparing_ ABSL_GUARDED_BY(mutex_) = false;  // a task for it is posted
   std::string degraded_ ABSL_GUARDED_BY(mutex_);
-  std::atomic<bool> is_freeing_ = false;  // release by the background thread: pairs with the acquire in ReplaceMemory()
+  std::atomic<bool> is_freeing_ =
+      false;  // release by the background thread: pairs with the acquire in ReplaceMemory()
   std::atomic<bool> stopping_ = false;
   EventLoop background_;  // last: its tasks use all of the above
 };

@@ -1,11 +1,12 @@
 // Which slot of which slab is free: the bookkeeping that every tier shares. No memory, no I/O.
 //
-// A tier's space is a fixed number of slabs of equal size. A slab is free, or belongs to one pool and is cut into slots of that pool's
-// slot size. Freed slabs may go to any pool; whether memory must be replaced on the way (another tenant) is the tier's business, told
-// by `on_assign`.
+// A tier's space is a fixed number of slabs of equal size. A slab is free, or belongs to one pool
+// and is cut into slots of that pool's slot size. Freed slabs may go to any pool; whether memory
+// must be replaced on the way (another tenant) is the tier's business, told by `on_assign`.
 //
-// Confined to the core thread. Invariants (CheckInvariants): a slot is in exactly one of {free list, used, quarantined}; a slab with no
-// used and no quarantined slot is free; generations only grow; odd generation == used.
+// Confined to the core thread. Invariants (CheckInvariants): a slot is in exactly one of {free
+// list, used, quarantined}; a slab with no used and no quarantined slot is free; generations only
+// grow; odd generation == used.
 #pragma once
 
 #include <cstdint>
@@ -26,27 +27,31 @@ class SlotAllocator {
     uint64_t slab_bytes = 0;
     // First generation of every slot, even. Durable tiers pass one above all that they ever used.
     uint64_t generation_base = 0;
-    // Called when a free slab is given to a pool, before its first slot is handed out. An error leaves the slab free and is returned
-    // by Reserve(). Optional.
+    // Called when a free slab is given to a pool, before its first slot is handed out. An error
+    // leaves the slab free and is returned by Reserve(). Optional.
     std::function<absl::Status(uint32_t slab, PoolId pool)> on_assign;
     // Called when a slab becomes free. Optional.
     std::function<void(uint32_t slab)> on_free;
-    // What it costs to give free slab `slab` to `pool`; the cheapest is taken, of equals the one freed last. Pure. Default: 0 for the
-    // slab's last pool, 1 for a slab never used, 2 for another pool's.
+    // What it costs to give free slab `slab` to `pool`; the cheapest is taken, of equals the one
+    // freed last. Pure. Default: 0 for the slab's last pool, 1 for a slab never used, 2 for another
+    // pool's.
     std::function<uint32_t(uint32_t slab, PoolId pool)> assign_cost;
   };
   explicit SlotAllocator(Options options);
 
   // Idempotent for the same slot size.
-  // Errors: InvalidArgument, slot_bytes is 0, not a multiple of 4096, or above slab_bytes, or the pool is open with another slot size.
+  // Errors: InvalidArgument, slot_bytes is 0, not a multiple of 4096, or above slab_bytes, or the
+  // pool is open with another slot size.
   absl::Status OpenPool(PoolId pool, uint64_t slot_bytes);
   // O(1); O(free slabs) when the pool needs another slab.
   // Errors: ResourceExhausted; NotFound, unknown pool; what on_assign returned.
   absl::StatusOr<PageId> Reserve(PoolId pool);
   // Marks a slot as used that a durable tier found in use (slab assigned to `pool` if it was free).
-  // Errors: AlreadyExists, the slot is used; FailedPrecondition, the slab belongs to another pool; OutOfRange.
+  // Errors: AlreadyExists, the slot is used; FailedPrecondition, the slab belongs to another pool;
+  // OutOfRange.
   absl::StatusOr<PageId> ReserveAt(PoolId pool, uint32_t slab, uint32_t slot);
-  // Require IsCurrent(page); the process aborts otherwise: a page released twice would soon have two owners.
+  // Require IsCurrent(page); the process aborts otherwise: a page released twice would soon have
+  // two owners.
   void Release(PageId page);
   void Quarantine(PageId page);
 
@@ -54,8 +59,8 @@ class SlotAllocator {
   bool IsCurrent(PageId page) const;
   uint64_t OffsetInSlab(PageId page) const;  // bytes; requires that page.slab is in use
   uint64_t SlotBytes(uint32_t slab) const;   // 0: the slab is free
-  // Pages in use of the slab of `pool` that has fewest, quarantined slots counted as unmovable: slabs with any come last.
-  // O(slabs of the pool + slots of the slab).
+  // Pages in use of the slab of `pool` that has fewest, quarantined slots counted as unmovable:
+  // slabs with any come last. O(slabs of the pool + slots of the slab).
   std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const;
   uint64_t FreeSlots(PoolId pool) const;  // free slabs included; 0 for an unknown pool
 
@@ -67,26 +72,28 @@ class SlotAllocator {
 
  private:
   struct Slab {
-    PoolId pool;                // last pool while free
+    PoolId pool;  // last pool while free
     bool is_assigned = false;
     bool was_assigned = false;
-    uint64_t slot_bytes = 0;    // last geometry while free
+    uint64_t slot_bytes = 0;  // last geometry while free
     uint32_t num_slots = 0;
     uint32_t used = 0;
     uint32_t quarantined = 0;
     uint32_t index_in_partial = kNone;  // position in Pool::partial
     uint32_t index_in_pool = kNone;     // position in Pool::slabs
     uint64_t generation_base = 0;       // of slots that were never handed out in this geometry
-    // Slots are cut as they are first needed, so that giving a slab to a pool costs nothing: [0, num_slots cut so far).
+    // Slots are cut as they are first needed, so that giving a slab to a pool costs nothing: [0,
+    // num_slots cut so far).
     std::vector<uint64_t> generations;
-    std::vector<uint32_t> free_slots;     // cut and free. LIFO: the slot freed last is warm
-    std::vector<uint32_t> index_in_free;  // [cut] position in free_slots, kNone when used, kBad when quarantined
+    std::vector<uint32_t> free_slots;  // cut and free. LIFO: the slot freed last is warm
+    std::vector<uint32_t>
+        index_in_free;  // [cut] position in free_slots, kNone when used, kBad when quarantined
 
     uint32_t num_free() const { return num_slots - used - quarantined; }
   };
   struct Pool {
     uint64_t slot_bytes = 0;
-    uint64_t free_slots = 0;        // in its slabs
+    uint64_t free_slots = 0;  // in its slabs
     std::vector<uint32_t> slabs;
     std::vector<uint32_t> partial;  // slabs with a free slot
   };
@@ -108,7 +115,8 @@ class SlotAllocator {
   std::vector<Slab> slabs_;           // [num_slabs]
   std::vector<uint32_t> free_slabs_;  // LIFO
   absl::flat_hash_map<PoolId, Pool> pools_;
-  uint64_t generation_high_ = 0;      // no generation handed out is above; a slab with a new geometry starts above it
+  uint64_t generation_high_ =
+      0;  // no generation handed out is above; a slab with a new geometry starts above it
   uint64_t used_pages_ = 0;
   uint64_t used_bytes_ = 0;
   uint64_t quarantined_pages_ = 0;

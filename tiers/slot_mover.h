@@ -1,5 +1,5 @@
-// SlotMover moves one slot between host memory and the memory of one tier, checking it on the way. Rules for `done`, threads, bounds and
-// Stop(): those of Tier::Write() and Tier::Read() (tier.h).
+// SlotMover moves one slot between host memory and the memory of one tier, checking it on the way.
+// Rules for `done`, threads, bounds and Stop(): those of Tier::Write() and Tier::Read() (tier.h).
 #pragma once
 
 #include <cstddef>

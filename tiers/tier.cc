@@ -4,9 +4,12 @@ namespace kvstore::tiers {
 
 std::string_view TierName(TierKind kind) {
   switch (kind) {
-    case TierKind::kGpu: return "gpu";
-    case TierKind::kDram: return "dram";
-    case TierKind::kNvme: return "nvme";
+    case TierKind::kGpu:
+      return "gpu";
+    case TierKind::kDram:
+      return "dram";
+    case TierKind::kNvme:
+      return "nvme";
   }
   return "?";
 }

@@ -1,12 +1,17 @@
-// A Tier stores pages of one latency class. It knows bytes, slots and identities; it does not know tokens, prefixes, leases or policy.
+// A Tier stores pages of one latency class. It knows bytes, slots and identities; it does not know
+// tokens, prefixes, leases or policy.
 //
-// Memory in the middle: bytes move between tiers only through host memory that is registered with both, so every Write() and Read() has
-// host memory on its other side (GPU <-> DRAM slot, NVMe <-> DRAM slot). GPU and NVMe never meet.
+// Memory in the middle: bytes move between tiers only through host memory that is registered with
+// both, so every Write() and Read() has host memory on its other side (GPU <-> DRAM slot, NVMe <->
+// DRAM slot). GPU and NVMe never meet.
 //
-// Threads: confined to the core thread, unless said otherwise. `done` callbacks are posted to the core executor given at creation, run
-//          exactly once, also on failure and at shutdown, and never inside the call that started the operation.
-// Limits:  at most inflight_max() operations; beyond that Write() and Read() report ResourceExhausted through `done`, they never block.
-// Failure: a tier reports an operation once, with the exact cause. It never retries as success, and never returns bytes that do not
+// Threads: confined to the core thread, unless said otherwise. `done` callbacks are posted to the
+// core executor given at creation, run
+//          exactly once, also on failure and at shutdown, and never inside the call that started
+//          the operation.
+// Limits:  at most inflight_max() operations; beyond that Write() and Read() report
+// ResourceExhausted through `done`, they never block. Failure: a tier reports an operation once,
+// with the exact cause. It never retries as success, and never returns bytes that do not
 //          match `expect`.
 #pragma once
 
@@ -30,12 +35,14 @@
 
 namespace kvstore::tiers {
 
-// Hottest first; the order is meaning. On the wire (kvstore.v1.Tier is this plus one): do not renumber.
+// Hottest first; the order is meaning. On the wire (kvstore.v1.Tier is this plus one): do not
+// renumber.
 enum class TierKind : uint8_t { kGpu = 0, kDram = 1, kNvme = 2 };
 inline constexpr size_t kNumTierKinds = 3;
 std::string_view TierName(TierKind kind);  // "gpu", "dram", "nvme"
 
-// What a pool is: pages of one tenant and one slot size. Slabs belong to one pool at a time, and to one tenant for ever.
+// What a pool is: pages of one tenant and one slot size. Slabs belong to one pool at a time, and to
+// one tenant for ever.
 struct PoolSpec {
   std::string tenant;
   uint64_t slot_bytes = 0;  // multiple of 4096
@@ -48,8 +55,9 @@ struct TierStats {
   uint64_t read_bytes = 0;
   uint64_t write_bytes = 0;
   uint64_t in_flight = 0;
-  uint64_t quarantined_pages = 0;  // slots kept out of use because their content or device misbehaved
-  uint64_t read_errors = 0;        // I/O errors and deadline misses
+  uint64_t quarantined_pages =
+      0;                     // slots kept out of use because their content or device misbehaved
+  uint64_t read_errors = 0;  // I/O errors and deadline misses
   uint64_t write_errors = 0;
   uint64_t checksum_errors = 0;
 };
@@ -74,35 +82,42 @@ class Tier {
   // Errors: InvalidArgument, the slot size is 0, unaligned, or larger than a slab of this tier.
   virtual absl::Status OpenPool(PoolId pool, const PoolSpec& spec) = 0;
 
-  // Takes a free slot of `pool`, from its slabs or from a free slab. The caller owns it until Release(). Never evicts, never blocks.
-  // Errors: ResourceExhausted, no slot is free; Unavailable, the tier is not serving.
+  // Takes a free slot of `pool`, from its slabs or from a free slab. The caller owns it until
+  // Release(). Never evicts, never blocks. Errors: ResourceExhausted, no slot is free; Unavailable,
+  // the tier is not serving.
   virtual absl::StatusOr<PageId> Reserve(PoolId pool) = 0;
 
-  // Gives the slot back; its content is gone for every reader from here on (its generation changes, durable records are removed
-  // before the slot is handed out again). Requires: no operation of the caller is in flight on it.
+  // Gives the slot back; its content is gone for every reader from here on (its generation changes,
+  // durable records are removed before the slot is handed out again). Requires: no operation of the
+  // caller is in flight on it.
   virtual void Release(PageId page) = 0;
 
   // As Release(), but the slot is not used again in this run: its memory or disk range is suspect.
   virtual void Quarantine(PageId page) = 0;
 
-  // Copies one slot (`src.bytes` = identity.shape.slot_bytes()) into `page`. On OK the page can be read back; a durable tier has made
-  // it recoverable after a crash of the process (not after a power loss: then it may be missing, never wrong).
-  // The slice checksums in the source slot are checked against identity.page_checksum and the slices against them.
-  // Requires: `page` is reserved; `src` stays valid and unchanged until `done`.
-  // Errors: DataLoss, source does not match `identity`; Unavailable / DeadlineExceeded; ResourceExhausted.
-  virtual void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline, Done done) = 0;
+  // Copies one slot (`src.bytes` = identity.shape.slot_bytes()) into `page`. On OK the page can be
+  // read back; a durable tier has made it recoverable after a crash of the process (not after a
+  // power loss: then it may be missing, never wrong). The slice checksums in the source slot are
+  // checked against identity.page_checksum and the slices against them. Requires: `page` is
+  // reserved; `src` stays valid and unchanged until `done`. Errors: DataLoss, source does not match
+  // `identity`; Unavailable / DeadlineExceeded; ResourceExhausted.
+  virtual void Write(PageId page, const PageIdentity& identity, ConstRegion src,
+                     absl::Time deadline, Done done) = 0;
 
-  // Copies the slot into `dst` (trailer included) and checks identity and all slices against `expect`.
-  // Requires: `page` was written; `dst.bytes` = expect.shape.slot_bytes(), valid until `done`.
-  // Errors: DataLoss, content is not `expect`; Unavailable / DeadlineExceeded; ResourceExhausted.
-  virtual void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline, Done done) = 0;
+  // Copies the slot into `dst` (trailer included) and checks identity and all slices against
+  // `expect`. Requires: `page` was written; `dst.bytes` = expect.shape.slot_bytes(), valid until
+  // `done`. Errors: DataLoss, content is not `expect`; Unavailable / DeadlineExceeded;
+  // ResourceExhausted.
+  virtual void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
+                    Done done) = 0;
 
   // Host address of a page, for tiers in host memory; nullopt for others and for the cuda device.
   virtual std::optional<MutableRegion> Address(PageId) { return std::nullopt; }
 
-  // A slab of `pool` that is cheapest to empty, for giving it to another pool: its pages in use. Empty when the pool has no slab.
-  // When the caller has released them all the slab becomes free for every pool (of the same tenant at once; for another
-  // tenant its memory is given back and fresh memory is made).
+  // A slab of `pool` that is cheapest to empty, for giving it to another pool: its pages in use.
+  // Empty when the pool has no slab. When the caller has released them all the slab becomes free
+  // for every pool (of the same tenant at once; for another tenant its memory is given back and
+  // fresh memory is made).
   virtual std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const = 0;
 
   virtual uint64_t capacity_bytes() const = 0;
@@ -111,23 +126,28 @@ class Tier {
   virtual size_t inflight_max() const = 0;
   virtual TierStats stats() const = 0;
   virtual TierState state() const = 0;
-  // One line for `kvctl status` when the tier runs in a degraded mode (what, why, effect); empty otherwise.
+  // One line for `kvctl status` when the tier runs in a degraded mode (what, why, effect); empty
+  // otherwise.
   virtual std::string degraded() const { return {}; }
 
   // Programmer errors found by walking all bookkeeping. Tests and debug builds.
   virtual absl::Status CheckInvariants() const = 0;
 
-  // Fails new operations, waits for those in flight, releases devices. Runs `done` queue to its end before returning. Idempotent.
+  // Fails new operations, waits for those in flight, releases devices. Runs `done` queue to its end
+  // before returning. Idempotent.
   virtual void Stop() = 0;
 };
 
 // What a durable tier adds: it had pages before we started.
 class DurableTier : public Tier {
  public:
-  // Starts reading back what is stored, in the background while serving. On the core executor, in order:
-  //   `on_metadata` once for each SaveMetadata() record, then `on_pages` with batches of pages, parents before children of one prefix;
-  //   it returns the pages that it keeps; the tier releases the others. Then `on_finished` once.
-  // A recovered page is not known to any pool until OpenPool() named one of its slot size: `pool_of` gives it.
+  // Starts reading back what is stored, in the background while serving. On the core executor, in
+  // order:
+  //   `on_metadata` once for each SaveMetadata() record, then `on_pages` with batches of pages,
+  //   parents before children of one prefix; it returns the pages that it keeps; the tier releases
+  //   the others. Then `on_finished` once.
+  // A recovered page is not known to any pool until OpenPool() named one of its slot size:
+  // `pool_of` gives it.
   struct RecoveryHooks {
     std::function<void(std::string key, std::string value)> on_metadata;
     std::function<std::vector<bool>(const std::vector<RecoveredPage>&)> on_pages;
@@ -136,8 +156,9 @@ class DurableTier : public Tier {
   };
   virtual void Recover(RecoveryHooks hooks) = 0;
 
-  // Keeps `value` (at most 64 KiB) under `key` (at most 256 bytes) durably, replacing it; an empty value removes it. The store keeps its
-  // namespaces here. `done(OK)` only after it is on stable storage (fsync).
+  // Keeps `value` (at most 64 KiB) under `key` (at most 256 bytes) durably, replacing it; an empty
+  // value removes it. The store keeps its namespaces here. `done(OK)` only after it is on stable
+  // storage (fsync).
   virtual void SaveMetadata(std::string key, std::string value, Done done) = 0;
 };
 

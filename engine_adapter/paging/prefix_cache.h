@@ -68,8 +68,8 @@ class PrefixCache {
   virtual int64_t WaitReady(int64_t layer) = 0;
 
   // False once a loaded page may have been changed under the engine: asked after every pass that
-  // read loaded pages, before its results are used. Then no loaded page may be read any more (load()
-  // has none), and what was computed since the last "true" is void.
+  // read loaded pages, before its results are used. Then no loaded page may be read any more
+  // (load() has none), and what was computed since the last "true" is void.
   virtual bool IsIntact() = 0;
 
   // An empty page for block `block_index`, contents unspecified, to be written by the engine only.

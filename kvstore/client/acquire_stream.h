@@ -1,4 +1,5 @@
-// The client's side of one Acquire call: delivers the lease with the first message, then fills it as readiness arrives.
+// The client's side of one Acquire call: delivers the lease with the first message, then fills it
+// as readiness arrives.
 #pragma once
 
 #include <grpcpp/alarm.h>
@@ -20,7 +21,8 @@ class AcquireStream final : public grpc::ClientReadReactor<v1::AcquireResponse> 
   using Done = absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<Lease::State>>)>;
 
   // `timeout` is for the first message; readiness may take the client's bulk deadline.
-  static void Start(std::shared_ptr<Lease::State> lease, HottestTier hottest, absl::Duration timeout, Done done);
+  static void Start(std::shared_ptr<Lease::State> lease, HottestTier hottest,
+                    absl::Duration timeout, Done done);
 
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
@@ -30,15 +32,16 @@ class AcquireStream final : public grpc::ClientReadReactor<v1::AcquireResponse> 
   void OnFirstMessage();
   void Deliver(absl::Status status);
 
-  const std::shared_ptr<Lease::State> lease_;   // shared with the Lease, which may be gone before the stream ends
+  const std::shared_ptr<Lease::State>
+      lease_;  // shared with the Lease, which may be gone before the stream ends
   grpc::ClientContext context_;
   v1::AcquireRequest request_;
   v1::AcquireResponse message_;
-  std::atomic<bool> is_late_{false};            // the first message did not come in time
+  std::atomic<bool> is_late_{false};  // the first message did not come in time
   std::atomic<bool> has_first_{false};
   grpc::Alarm alarm_;
   Done done_;
-  absl::Status broken_;                         // a message that is not well-formed
+  absl::Status broken_;  // a message that is not well-formed
 };
 
 }  // namespace kvstore::client

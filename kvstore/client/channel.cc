@@ -12,8 +12,9 @@ namespace kvstore::client {
 namespace {
 
 absl::Status BadTarget(std::string_view text, const char* why) {
-  return absl::InvalidArgumentError(absl::StrCat("target '", AbslView(text), "': ", why,
-                                                 "; valid: unix:PATH or tcp:HOST:PORT, e.g. unix:/run/kvstore/kvstored.sock"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("target '", AbslView(text), "': ", why,
+                   "; valid: unix:PATH or tcp:HOST:PORT, e.g. unix:/run/kvstore/kvstored.sock"));
 }
 
 bool IsPort(std::string_view text) {
@@ -30,14 +31,16 @@ absl::StatusOr<Target> ParseTarget(std::string_view text) {
     if (path.empty()) return BadTarget(text, "the path is empty");
     if (path.find('\0') != std::string::npos) return BadTarget(text, "the path has a zero byte");
     // The memory socket is beside it, with 4 more bytes.
-    if (path.size() + 4 >= sizeof(sockaddr_un::sun_path)) return BadTarget(text, "the path is longer than 103 bytes");
+    if (path.size() + 4 >= sizeof(sockaddr_un::sun_path))
+      return BadTarget(text, "the path is longer than 103 bytes");
     return Target{.is_unix = true, .address = std::move(path)};
   }
   if (text.starts_with("tcp:")) {
     std::string address(text.substr(4));
     const size_t colon = address.rfind(':');
     if (colon == std::string::npos || colon == 0) return BadTarget(text, "no HOST:PORT");
-    if (!IsPort(std::string_view(address).substr(colon + 1))) return BadTarget(text, "the port is not 1 to 65535");
+    if (!IsPort(std::string_view(address).substr(colon + 1)))
+      return BadTarget(text, "the port is not 1 to 65535");
     return Target{.is_unix = false, .address = std::move(address)};
   }
   return BadTarget(text, "unknown kind");
@@ -56,7 +59,8 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(std::string_view targ
   args.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
   // No identity comes from the name: the peer is who answers on that socket.
   if (parsed->is_unix) args.SetString(GRPC_ARG_DEFAULT_AUTHORITY, "localhost");
-  const std::string uri = parsed->is_unix ? absl::StrCat("unix:", parsed->address) : parsed->address;
+  const std::string uri =
+      parsed->is_unix ? absl::StrCat("unix:", parsed->address) : parsed->address;
   return grpc::CreateCustomChannel(uri, grpc::InsecureChannelCredentials(), args);
 }
 

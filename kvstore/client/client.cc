@@ -18,8 +18,8 @@
 namespace kvstore::client {
 namespace {
 
-// One step of a Put through shared memory: reserved, filled and published together, so that what is written early is of use early and
-// what is reserved at a time stays small.
+// One step of a Put through shared memory: reserved, filled and published together, so that what is
+// written early is of use early and what is reserved at a time stays small.
 constexpr uint64_t kPutWindowBytes = uint64_t{64} << 20;
 constexpr uint64_t kPutWindowBlocksMax = 1024;
 
@@ -32,13 +32,16 @@ absl::Status CheckHashes(std::span<const BlockHash> hashes) {
 
 // A blocking unary call.
 template <class Request, class Response>
-absl::Status Call(Connection& connection, const std::shared_ptr<MemorySession>& session, absl::Duration timeout,
-                  grpc::Status (v1::KvStore::Stub::*method)(grpc::ClientContext*, const Request&, Response*), const Request& request,
-                  Response* response) {
+absl::Status Call(Connection& connection, const std::shared_ptr<MemorySession>& session,
+                  absl::Duration timeout,
+                  grpc::Status (v1::KvStore::Stub::*method)(grpc::ClientContext*, const Request&,
+                                                            Response*),
+                  const Request& request, Response* response) {
   grpc::ClientContext context;
   connection.Prepare(&context, session.get(), timeout);
   if (!connection.BeginCall(&context)) return BeingDestroyed();
-  absl::Status status = connection.StatusOf((connection.stub().*method)(&context, request, response), session);
+  absl::Status status =
+      connection.StatusOf((connection.stub().*method)(&context, request, response), session);
   connection.EndCall(&context);
   return status;
 }
@@ -48,7 +51,7 @@ struct ReserveCall {
   grpc::ClientContext context;
   v1::ReserveRequest request;
   v1::ReserveResponse response;
-  std::shared_ptr<Connection> connection;   // shared: the call outlives whoever started it
+  std::shared_ptr<Connection> connection;  // shared: the call outlives whoever started it
   std::shared_ptr<MemorySession> session;
   Namespace ns;
   absl::Time deadline;
@@ -58,12 +61,13 @@ struct ReserveCall {
 void OnReserved(const std::shared_ptr<ReserveCall>& call, const grpc::Status& status) {
   absl::Status answered = call->connection->StatusOf(status, call->session);
   if (!answered.ok()) return call->done(std::move(answered));
-  absl::StatusOr<std::shared_ptr<Reservation::State>> made =
-      Reservation::State::Make(call->connection, call->session, call->ns, call->request, call->response);
+  absl::StatusOr<std::shared_ptr<Reservation::State>> made = Reservation::State::Make(
+      call->connection, call->session, call->ns, call->request, call->response);
   if (!made.ok() || (*made)->MapCached()) return call->done(std::move(made));
   // A slab that is new to us: mapping it asks the daemon, which a gRPC thread must not wait for.
   const bool is_posted = call->connection->PostTask([call, state = *made] {
-    absl::Status mapped = state->Map(TimeLeft(call->deadline, call->connection->options().deadline));
+    absl::Status mapped =
+        state->Map(TimeLeft(call->deadline, call->connection->options().deadline));
     if (mapped.ok()) return call->done(state);
     call->done(std::move(mapped));
   });
@@ -89,7 +93,7 @@ std::vector<BlockHash> Namespace::Hash(std::span<const uint32_t> tokens) const {
 }
 
 struct Client::State {
-  std::shared_ptr<Connection> connection;   // shared with leases and reservations
+  std::shared_ptr<Connection> connection;  // shared with leases and reservations
 };
 
 Client::Client() : state_(std::make_shared<State>()) {}
@@ -104,24 +108,30 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Create(ClientOptions options) {
 
 absl::Status Client::WaitConnected(absl::Time deadline) {
   Connection& connection = *state_->connection;
-  if (connection.target().is_unix) RETURN_IF_ERROR(connection.WaitSession(TimeLeft(deadline, connection.options().deadline)));
+  if (connection.target().is_unix)
+    RETURN_IF_ERROR(connection.WaitSession(TimeLeft(deadline, connection.options().deadline)));
   const absl::Duration left = TimeLeft(deadline, connection.options().deadline);
-  if (connection.channel().WaitForConnected(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(left))) return absl::OkStatus();
+  if (connection.channel().WaitForConnected(std::chrono::system_clock::now() +
+                                            absl::ToChronoMicroseconds(left)))
+    return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat(connection.options().target, ": no daemon answers"));
 }
 
 bool Client::has_shared_memory() const { return state_->connection->CurrentSession() != nullptr; }
 
-absl::StatusOr<Namespace> Client::Open(const std::string& name, const NamespaceSpec& spec, absl::Time deadline) {
+absl::StatusOr<Namespace> Client::Open(const std::string& name, const NamespaceSpec& spec,
+                                       absl::Time deadline) {
   Connection& connection = *state_->connection;
   v1::OpenNamespaceRequest request;
   request.set_name(name);
   WriteSpec(spec, request.mutable_spec());
-  // The client's tenant is in the call's metadata; a spec may name one only if the client names none.
-  if (connection.options().tenant.empty() && spec.tenant != NamespaceSpec().tenant) request.mutable_spec()->set_tenant(spec.tenant);
+  // The client's tenant is in the call's metadata; a spec may name one only if the client names
+  // none.
+  if (connection.options().tenant.empty() && spec.tenant != NamespaceSpec().tenant)
+    request.mutable_spec()->set_tenant(spec.tenant);
   v1::OpenNamespaceResponse response;
-  RETURN_IF_ERROR(Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline), &v1::KvStore::Stub::OpenNamespace, request,
-                       &response));
+  RETURN_IF_ERROR(Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline),
+                       &v1::KvStore::Stub::OpenNamespace, request, &response));
   if (response.lease_ms() > 0) connection.set_lease_time(absl::Milliseconds(response.lease_ms()));
   return ReadNamespace(response);
 }
@@ -131,21 +141,22 @@ absl::StatusOr<Namespace> Client::Find(const std::string& name, absl::Time deadl
   v1::FindNamespaceRequest request;
   request.mutable_namespace_()->set_name(name);
   v1::OpenNamespaceResponse response;
-  RETURN_IF_ERROR(Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline), &v1::KvStore::Stub::FindNamespace, request,
-                       &response));
+  RETURN_IF_ERROR(Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline),
+                       &v1::KvStore::Stub::FindNamespace, request, &response));
   if (response.lease_ms() > 0) connection.set_lease_time(absl::Milliseconds(response.lease_ms()));
   return ReadNamespace(response);
 }
 
-absl::StatusOr<Match> Client::MatchPrefix(const Namespace& ns, std::span<const BlockHash> hashes, absl::Time deadline) {
+absl::StatusOr<Match> Client::MatchPrefix(const Namespace& ns, std::span<const BlockHash> hashes,
+                                          absl::Time deadline) {
   RETURN_IF_ERROR(CheckHashes(hashes));
   Connection& connection = *state_->connection;
   v1::MatchRequest request;
   FillRef(ns, request.mutable_namespace_());
   request.set_hashes(HashBytes(hashes));
   v1::MatchResponse response;
-  RETURN_IF_ERROR(
-      Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline), &v1::KvStore::Stub::Match, request, &response));
+  RETURN_IF_ERROR(Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline),
+                       &v1::KvStore::Stub::Match, request, &response));
   Match match{.matched_blocks = response.matched_blocks(),
               .matched_tokens = response.matched_tokens(),
               .by_tier = {},
@@ -154,27 +165,32 @@ absl::StatusOr<Match> Client::MatchPrefix(const Namespace& ns, std::span<const B
   return match;
 }
 
-void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest, absl::Time deadline,
+void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest,
+                          absl::Time deadline,
                           absl::AnyInvocable<void(absl::StatusOr<Lease>)> done) {
   if (absl::Status checked = CheckHashes(hashes); !checked.ok()) return done(checked);
   const absl::Duration timeout = TimeLeft(deadline, state_->connection->options().deadline);
   absl::StatusOr<std::shared_ptr<MemorySession>> session = state_->connection->Session(timeout);
   if (!session.ok()) return done(session.status());
-  auto lease = std::make_shared<Lease::State>(state_->connection, *std::move(session), ns, std::move(hashes));
-  AcquireStream::Start(std::move(lease), hottest, TimeLeft(deadline, timeout),
-                       [done = std::move(done)](absl::StatusOr<std::shared_ptr<Lease::State>> made) mutable {
-                         if (!made.ok()) return done(made.status());
-                         done(Lease(*std::move(made)));
-                       });
+  auto lease = std::make_shared<Lease::State>(state_->connection, *std::move(session), ns,
+                                              std::move(hashes));
+  AcquireStream::Start(
+      std::move(lease), hottest, TimeLeft(deadline, timeout),
+      [done = std::move(done)](absl::StatusOr<std::shared_ptr<Lease::State>> made) mutable {
+        if (!made.ok()) return done(made.status());
+        done(Lease(*std::move(made)));
+      });
 }
 
-absl::StatusOr<Lease> Client::Acquire(const Namespace& ns, std::span<const BlockHash> hashes, HottestTier hottest, absl::Time deadline) {
+absl::StatusOr<Lease> Client::Acquire(const Namespace& ns, std::span<const BlockHash> hashes,
+                                      HottestTier hottest, absl::Time deadline) {
   absl::Notification notified;
   absl::StatusOr<Lease> lease = absl::UnknownError("");
-  AcquireAsync(ns, std::vector<BlockHash>(hashes.begin(), hashes.end()), hottest, deadline, [&](absl::StatusOr<Lease> made) {
-    lease = std::move(made);
-    notified.Notify();
-  });
+  AcquireAsync(ns, std::vector<BlockHash>(hashes.begin(), hashes.end()), hottest, deadline,
+               [&](absl::StatusOr<Lease> made) {
+                 lease = std::move(made);
+                 notified.Notify();
+               });
   // Ends with the call's deadline.
   notified.WaitForNotification();
   return lease;
@@ -195,24 +211,28 @@ void Client::ReserveAsync(const Namespace& ns, const ReserveRequest& request, ab
   call->session = *std::move(session);
   call->ns = ns;
   call->deadline = absl::Now() + timeout;
-  call->done = [done = std::move(done)](absl::StatusOr<std::shared_ptr<Reservation::State>> made) mutable {
-    if (!made.ok()) return done(made.status());
-    done(Reservation(*std::move(made)));
-  };
+  call->done =
+      [done = std::move(done)](absl::StatusOr<std::shared_ptr<Reservation::State>> made) mutable {
+        if (!made.ok()) return done(made.status());
+        done(Reservation(*std::move(made)));
+      };
   FillRef(ns, call->request.mutable_namespace_());
-  if (request.parent.has_value()) call->request.set_parent(request.parent->bytes.data(), request.parent->bytes.size());
+  if (request.parent.has_value())
+    call->request.set_parent(request.parent->bytes.data(), request.parent->bytes.size());
   call->request.set_first_block_index(request.first_block_index);
   call->request.set_hashes(HashBytes(request.hashes));
   call->request.set_tier(static_cast<v1::Tier>(static_cast<int>(request.tier) + 1));
   connection.Prepare(&call->context, call->session.get(), TimeLeft(call->deadline, timeout));
   if (!connection.BeginCall(&call->context)) return call->done(BeingDestroyed());
-  connection.stub().async()->Reserve(&call->context, &call->request, &call->response, [call](grpc::Status status) {
-    OnReserved(call, status);
-    call->connection->EndCall(&call->context);
-  });
+  connection.stub().async()->Reserve(&call->context, &call->request, &call->response,
+                                     [call](grpc::Status status) {
+                                       OnReserved(call, status);
+                                       call->connection->EndCall(&call->context);
+                                     });
 }
 
-absl::StatusOr<Reservation> Client::Reserve(const Namespace& ns, const ReserveRequest& request, absl::Time deadline) {
+absl::StatusOr<Reservation> Client::Reserve(const Namespace& ns, const ReserveRequest& request,
+                                            absl::Time deadline) {
   absl::Notification notified;
   absl::StatusOr<Reservation> reservation = absl::UnknownError("");
   ReserveAsync(ns, request, deadline, [&](absl::StatusOr<Reservation> made) {
@@ -228,15 +248,17 @@ absl::Status Client::Clear(const Namespace& ns, absl::Time deadline) {
   v1::ClearRequest request;
   FillRef(ns, request.mutable_namespace_());
   v1::ClearResponse response;
-  return Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline), &v1::KvStore::Stub::Clear, request, &response);
+  return Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline),
+              &v1::KvStore::Stub::Clear, request, &response);
 }
 
-absl::StatusOr<PutResult> Client::Put(const Namespace& ns, std::span<const BlockHash> hashes, std::span<const std::byte> pages,
-                                      absl::Time deadline) {
+absl::StatusOr<PutResult> Client::Put(const Namespace& ns, std::span<const BlockHash> hashes,
+                                      std::span<const std::byte> pages, absl::Time deadline) {
   RETURN_IF_ERROR(CheckHashes(hashes));
   const uint64_t page_bytes = ns.spec.shape.page_bytes();
   if (pages.size() != hashes.size() * page_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(pages.size(), " bytes for ", hashes.size(), " pages of ", page_bytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat(pages.size(), " bytes for ", hashes.size(), " pages of ", page_bytes));
   }
   const ClientOptions& options = state_->connection->options();
   const absl::Duration timeout = TimeLeft(deadline, options.bulk_deadline);
@@ -244,8 +266,10 @@ absl::StatusOr<PutResult> Client::Put(const Namespace& ns, std::span<const Block
     return InlinePut(*state_->connection, ns, hashes, pages, timeout);
   }
   const absl::Time until = absl::Now() + timeout;
-  const uint64_t window_blocks = std::clamp<uint64_t>(kPutWindowBytes / page_bytes, 1, kPutWindowBlocksMax);
-  PutResult result{.blocks = static_cast<uint32_t>(hashes.size()), .stored_blocks = 0, .existing_blocks = 0};
+  const uint64_t window_blocks =
+      std::clamp<uint64_t>(kPutWindowBytes / page_bytes, 1, kPutWindowBlocksMax);
+  PutResult result{
+      .blocks = static_cast<uint32_t>(hashes.size()), .stored_blocks = 0, .existing_blocks = 0};
   for (size_t begin = 0; begin < hashes.size();) {
     const size_t count = std::min<size_t>(window_blocks, hashes.size() - begin);
     client::ReserveRequest request{.parent = std::nullopt,
@@ -283,12 +307,13 @@ absl::StatusOr<PutResult> Client::Put(const Namespace& ns, std::span<const Block
   return result;
 }
 
-absl::StatusOr<GetResult> Client::Get(const Namespace& ns, std::span<const BlockHash> hashes, std::span<std::byte> pages,
-                                      absl::Time deadline) {
+absl::StatusOr<GetResult> Client::Get(const Namespace& ns, std::span<const BlockHash> hashes,
+                                      std::span<std::byte> pages, absl::Time deadline) {
   RETURN_IF_ERROR(CheckHashes(hashes));
   const uint64_t page_bytes = ns.spec.shape.page_bytes();
   if (pages.size() < hashes.size() * page_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("room of ", pages.size(), " bytes for ", hashes.size(), " pages of ", page_bytes));
+    return absl::InvalidArgumentError(absl::StrCat("room of ", pages.size(), " bytes for ",
+                                                   hashes.size(), " pages of ", page_bytes));
   }
   const absl::Duration timeout = TimeLeft(deadline, state_->connection->options().bulk_deadline);
   if (!has_shared_memory()) return InlineGet(*state_->connection, ns, hashes, pages, timeout);

@@ -1,12 +1,16 @@
-// What other processes link: sessions, shared-memory mapping, match / acquire / reserve / commit, inline put and get.
+// What other processes link: sessions, shared-memory mapping, match / acquire / reserve / commit,
+// inline put and get.
 //
-// A Client keeps one gRPC channel and, on a Unix socket target, one memory-socket session. It connects in the background, reconnects by
-// itself with backoff after the daemon went away (a new session: leases and mappings of the old one are gone), and never blocks a call
-// past its deadline. Every failure is a status within the deadline: Unavailable while there is no daemon.
+// A Client keeps one gRPC channel and, on a Unix socket target, one memory-socket session. It
+// connects in the background, reconnects by itself with backoff after the daemon went away (a new
+// session: leases and mappings of the old one are gone), and never blocks a call past its deadline.
+// Every failure is a status within the deadline: Unavailable while there is no daemon.
 //
-// Threads: thread-safe. Asynchronous calls run `done` exactly once on a client thread; it must not block.
-// Ownership: leases and reservations are RAII objects that must not outlive the client. Mapped memory lives as long as anything points
-//            into it, also after the daemon died: reading it then is safe and its generation check fails.
+// Threads: thread-safe. Asynchronous calls run `done` exactly once on a client thread; it must not
+// block. Ownership: leases and reservations are RAII objects that must not outlive the client.
+// Mapped memory lives as long as anything points
+//            into it, also after the daemon died: reading it then is safe and its generation check
+//            fails.
 #pragma once
 
 #include <array>
@@ -36,11 +40,11 @@ inline constexpr size_t kNumTiers = 3;
 const char* TierName(Tier tier);
 
 struct ClientOptions {
-  std::string target;                               // "unix:PATH" or "tcp:HOST:PORT" (no shared memory there)
-  std::string tenant;                               // empty: the caller's own
-  MemoryAccess access = MemoryAccess::kReadWrite;   // read-only clients cannot Reserve
-  absl::Duration deadline = absl::Seconds(2);       // of a call that names none
-  absl::Duration bulk_deadline = absl::Seconds(60); // of inline Put and Get
+  std::string target;  // "unix:PATH" or "tcp:HOST:PORT" (no shared memory there)
+  std::string tenant;  // empty: the caller's own
+  MemoryAccess access = MemoryAccess::kReadWrite;    // read-only clients cannot Reserve
+  absl::Duration deadline = absl::Seconds(2);        // of a call that names none
+  absl::Duration bulk_deadline = absl::Seconds(60);  // of inline Put and Get
 };
 
 // An opened namespace: what hashing and page arithmetic need. Immutable value.
@@ -61,18 +65,20 @@ struct Match {
 
 // One leased page that can be read where it is.
 struct PageView {
-  const std::byte* slot = nullptr;   // page, then trailer (base/page_trailer.h)
-  Tier tier{};                       // where it lies
-  Tier found_in{};                   // where it was when it was asked for
+  const std::byte* slot = nullptr;  // page, then trailer (base/page_trailer.h)
+  Tier tier{};                      // where it lies
+  Tier found_in{};                  // where it was when it was asked for
   uint64_t page_checksum = 0;
 };
 
-// The hottest tier whose pages the caller reads where they are. kGpu: the session maps the GPU pool.
+// The hottest tier whose pages the caller reads where they are. kGpu: the session maps the GPU
+// pool.
 enum class HottestTier : uint8_t { kDram, kGpu };
 
 class Client;
 
-// A leased prefix. Movable; Release() or destruction ends the lease. Thread-safe for reading; the client renews it until it is released.
+// A leased prefix. Movable; Release() or destruction ends the lease. Thread-safe for reading; the
+// client renews it until it is released.
 class Lease {
  public:
   Lease(Lease&&) noexcept;
@@ -83,17 +89,21 @@ class Lease {
   uint32_t matched_blocks() const;
   // The tier of `block` if it can be read now. Never waits.
   std::optional<Tier> ReadyTier(uint32_t block) const;
-  // Waits until `block` can be read. Errors: DataLoss / Unavailable, the block was lost: use the prefix before it; DeadlineExceeded.
+  // Waits until `block` can be read. Errors: DataLoss / Unavailable, the block was lost: use the
+  // prefix before it; DeadlineExceeded.
   absl::StatusOr<PageView> WaitReady(uint32_t block, absl::Time deadline);
-  // Copies the page of `block` into `page` (spec.shape.page_bytes() bytes) and checks its bytes and, afterwards, that the slot still was
-  // ours. On an error `page` holds garbage: treat the block as a miss; it has been reported to the daemon.
-  // Errors: as WaitReady; DataLoss, bytes differ; Aborted, the lease was lost before the copy ended.
+  // Copies the page of `block` into `page` (spec.shape.page_bytes() bytes) and checks its bytes
+  // and, afterwards, that the slot still was ours. On an error `page` holds garbage: treat the
+  // block as a miss; it has been reported to the daemon. Errors: as WaitReady; DataLoss, bytes
+  // differ; Aborted, the lease was lost before the copy ended.
   absl::Status CopyPage(uint32_t block, std::byte* page, absl::Time deadline);
   // As CopyPage for one slice.
   absl::Status CopySlice(uint32_t block, uint32_t slice, std::byte* out, absl::Time deadline);
-  // Checks all bytes of a page in place, then its generation. For pages used where they are (GPU tier).
+  // Checks all bytes of a page in place, then its generation. For pages used where they are (GPU
+  // tier).
   absl::Status VerifyPage(uint32_t block, absl::Time deadline);
-  // True while the slot of `block` still has the generation that was leased: to be asked after using bytes in place.
+  // True while the slot of `block` still has the generation that was leased: to be asked after
+  // using bytes in place.
   bool IsCurrent(uint32_t block) const;
   void Release();
 
@@ -122,8 +132,9 @@ class Reservation {
   void Fill(size_t block, const std::byte* page);
   // Seals page bytes that were written in place. The bytes must not change afterwards.
   void Seal(size_t block);
-  // Publishes the filled or sealed blocks among `blocks` (positions). Errors: NotFound / Aborted, the reservation is gone: the save is
-  // skipped, nothing was published; InvalidArgument, a block was neither filled nor sealed.
+  // Publishes the filled or sealed blocks among `blocks` (positions). Errors: NotFound / Aborted,
+  // the reservation is gone: the save is skipped, nothing was published; InvalidArgument, a block
+  // was neither filled nor sealed.
   absl::Status Commit(std::span<const uint32_t> blocks, absl::Time deadline);
   absl::Status CommitAll(absl::Time deadline);
   void Abort();
@@ -137,7 +148,7 @@ class Reservation {
 };
 
 struct ReserveRequest {
-  std::optional<BlockHash> parent;       // nullopt for block 0
+  std::optional<BlockHash> parent;  // nullopt for block 0
   uint32_t first_block_index = 0;
   std::span<const BlockHash> hashes;
   Tier tier = Tier::kDram;
@@ -147,43 +158,51 @@ struct PutResult {
   uint32_t blocks = 0, stored_blocks = 0, existing_blocks = 0;
 };
 struct GetResult {
-  Match match;                     // as found
-  uint32_t delivered_blocks = 0;   // whole pages that were written out; less than matched_blocks: the rest was lost on its way
+  Match match;                    // as found
+  uint32_t delivered_blocks = 0;  // whole pages that were written out; less than matched_blocks:
+                                  // the rest was lost on its way
 };
 
 class Client {
  public:
   // Errors: InvalidArgument, bad target. Does not wait for the daemon.
   static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
-  ~Client();  // cancels what is in flight; its `done` callbacks run with Cancelled before this returns
+  ~Client();  // cancels what is in flight; its `done` callbacks run with Cancelled before this
+              // returns
 
-  // Waits until the daemon answers. Errors: Unavailable, with what is wrong (no socket, refused, not allowed, other version).
+  // Waits until the daemon answers. Errors: Unavailable, with what is wrong (no socket, refused,
+  // not allowed, other version).
   absl::Status WaitConnected(absl::Time deadline);
   // True on a Unix socket with a session: Acquire and Reserve work.
   bool has_shared_memory() const;
 
   // Blocking form. Deadlines are absl::Now() plus a duration; InfiniteFuture means the option's.
-  absl::StatusOr<Namespace> Open(const std::string& name, const NamespaceSpec& spec, absl::Time deadline = absl::InfiniteFuture());
+  absl::StatusOr<Namespace> Open(const std::string& name, const NamespaceSpec& spec,
+                                 absl::Time deadline = absl::InfiniteFuture());
   // A namespace that was opened before, by name or fingerprint in hex. Errors: NotFound.
-  absl::StatusOr<Namespace> Find(const std::string& name, absl::Time deadline = absl::InfiniteFuture());
+  absl::StatusOr<Namespace> Find(const std::string& name,
+                                 absl::Time deadline = absl::InfiniteFuture());
   absl::StatusOr<Match> MatchPrefix(const Namespace& ns, std::span<const BlockHash> hashes,
                                     absl::Time deadline = absl::InfiniteFuture());
   // Returns when the match is known; pages may still be on their way (Lease::WaitReady).
-  absl::StatusOr<Lease> Acquire(const Namespace& ns, std::span<const BlockHash> hashes, HottestTier hottest,
-                                absl::Time deadline = absl::InfiniteFuture());
+  absl::StatusOr<Lease> Acquire(const Namespace& ns, std::span<const BlockHash> hashes,
+                                HottestTier hottest, absl::Time deadline = absl::InfiniteFuture());
   absl::StatusOr<Reservation> Reserve(const Namespace& ns, const ReserveRequest& request,
                                       absl::Time deadline = absl::InfiniteFuture());
   absl::Status Clear(const Namespace& ns, absl::Time deadline = absl::InfiniteFuture());
-  // `pages`: hashes.size() pages one after another. Through shared memory where there is some, else inline.
-  absl::StatusOr<PutResult> Put(const Namespace& ns, std::span<const BlockHash> hashes, std::span<const std::byte> pages,
+  // `pages`: hashes.size() pages one after another. Through shared memory where there is some, else
+  // inline.
+  absl::StatusOr<PutResult> Put(const Namespace& ns, std::span<const BlockHash> hashes,
+                                std::span<const std::byte> pages,
                                 absl::Time deadline = absl::InfiniteFuture());
   // Longest stored prefix into `pages` (room for hashes.size() pages).
-  absl::StatusOr<GetResult> Get(const Namespace& ns, std::span<const BlockHash> hashes, std::span<std::byte> pages,
+  absl::StatusOr<GetResult> Get(const Namespace& ns, std::span<const BlockHash> hashes,
+                                std::span<std::byte> pages,
                                 absl::Time deadline = absl::InfiniteFuture());
 
   // Asynchronous form.
-  void AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest, absl::Time deadline,
-                    absl::AnyInvocable<void(absl::StatusOr<Lease>)> done);
+  void AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest,
+                    absl::Time deadline, absl::AnyInvocable<void(absl::StatusOr<Lease>)> done);
   void ReserveAsync(const Namespace& ns, const ReserveRequest& request, absl::Time deadline,
                     absl::AnyInvocable<void(absl::StatusOr<Reservation>)> done);
 

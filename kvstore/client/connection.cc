@@ -21,8 +21,10 @@ namespace {
 constexpr absl::Duration kHelloTimeout = absl::Seconds(1);
 constexpr absl::Duration kBackoffMin = absl::Milliseconds(20);
 constexpr absl::Duration kBackoffMax = absl::Seconds(1);
-constexpr absl::Duration kHousekeepingTimeout = absl::Seconds(2);   // of Release, Renew and Abort calls
-constexpr absl::Duration kRenewPeriodUnknown = absl::Seconds(1);    // until the daemon has told its lease time
+constexpr absl::Duration kHousekeepingTimeout =
+    absl::Seconds(2);  // of Release, Renew and Abort calls
+constexpr absl::Duration kRenewPeriodUnknown =
+    absl::Seconds(1);  // until the daemon has told its lease time
 constexpr size_t kLeasesPerCallMax = 4096;
 constexpr int kBadBlocksPerCallMax = 1024;
 
@@ -33,7 +35,8 @@ absl::Duration TimeLeft(absl::Time deadline, absl::Duration by_default) {
   return std::max(deadline - absl::Now(), absl::ZeroDuration());
 }
 
-Connection::Connection(ClientOptions options, Target target) : options_(std::move(options)), target_(std::move(target)) {}
+Connection::Connection(ClientOptions options, Target target)
+    : options_(std::move(options)), target_(std::move(target)) {}
 
 absl::StatusOr<std::shared_ptr<Connection>> Connection::Create(ClientOptions options) {
   ASSIGN_OR_RETURN(Target target, ParseTarget(options.target));
@@ -80,29 +83,37 @@ void Connection::EndCall(grpc::ClientContext* context) {
   calls_.erase(context);
 }
 
-void Connection::PrepareHousekeeping(grpc::ClientContext* context, const MemorySession& session) const {
+void Connection::PrepareHousekeeping(grpc::ClientContext* context,
+                                     const MemorySession& session) const {
   Prepare(context, &session, kHousekeepingTimeout);
   // Without a daemon this thread must go on to look for one.
   context->set_wait_for_ready(false);
 }
 
-void Connection::Prepare(grpc::ClientContext* context, const MemorySession* session, absl::Duration timeout) const {
+void Connection::Prepare(grpc::ClientContext* context, const MemorySession* session,
+                         absl::Duration timeout) const {
   context->set_deadline(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout));
   if (!options_.tenant.empty()) context->AddMetadata(kTenantMetadata, options_.tenant);
   if (session == nullptr) return;
   context->AddMetadata(kSessionMetadata, session->token());
-  // A session tells that there is a daemon: if the channel has not noticed yet, wait for it rather than fail.
+  // A session tells that there is a daemon: if the channel has not noticed yet, wait for it rather
+  // than fail.
   context->set_wait_for_ready(true);
 }
 
-absl::Status Connection::StatusOf(const grpc::Status& status, const std::shared_ptr<MemorySession>& session) {
-  if (status.error_code() != grpc::StatusCode::UNAUTHENTICATED || session == nullptr) return FromGrpc(status);
+absl::Status Connection::StatusOf(const grpc::Status& status,
+                                  const std::shared_ptr<MemorySession>& session) {
+  if (status.error_code() != grpc::StatusCode::UNAUTHENTICATED || session == nullptr)
+    return FromGrpc(status);
   OnSessionRefused(session);
-  return absl::UnavailableError("the daemon does not know our session: it has been restarted; connecting again");
+  return absl::UnavailableError(
+      "the daemon does not know our session: it has been restarted; connecting again");
 }
 
 absl::StatusOr<std::shared_ptr<MemorySession>> Connection::Session(absl::Duration timeout) {
-  if (!target_.is_unix) return absl::FailedPreconditionError("there is no shared memory over TCP: use Put and Get, or a unix: target");
+  if (!target_.is_unix)
+    return absl::FailedPreconditionError(
+        "there is no shared memory over TCP: use Put and Get, or a unix: target");
   absl::MutexLock lock(&mutex_);
   if (!mutex_.AwaitWithTimeout(absl::Condition(this, &Connection::IsNotOpening), timeout)) {
     return absl::DeadlineExceededError(absl::StrCat("still connecting to ", options_.target));
@@ -119,9 +130,11 @@ std::shared_ptr<MemorySession> Connection::CurrentSession() {
 
 absl::Status Connection::WaitSession(absl::Duration timeout) {
   absl::MutexLock lock(&mutex_);
-  if (mutex_.AwaitWithTimeout(absl::Condition(this, &Connection::IsOpen), timeout) && !stopping_) return absl::OkStatus();
+  if (mutex_.AwaitWithTimeout(absl::Condition(this, &Connection::IsOpen), timeout) && !stopping_)
+    return absl::OkStatus();
   if (stopping_) return absl::CancelledError("the client is being destroyed");
-  const std::string why = session_error_.ok() ? std::string("no answer yet") : std::string(session_error_.message());
+  const std::string why =
+      session_error_.ok() ? std::string("no answer yet") : std::string(session_error_.message());
   return absl::UnavailableError(absl::StrCat(options_.target, ": ", why));
 }
 
@@ -140,7 +153,8 @@ void Connection::HoldLease(const std::shared_ptr<MemorySession>& session, uint64
   held_leases_[lease] = session;
 }
 
-void Connection::ReleaseLease(const std::shared_ptr<MemorySession>& session, uint64_t lease, std::vector<uint32_t> bad_blocks) {
+void Connection::ReleaseLease(const std::shared_ptr<MemorySession>& session, uint64_t lease,
+                              std::vector<uint32_t> bad_blocks) {
   bool is_first = false;
   {
     absl::MutexLock lock(&mutex_);
@@ -152,7 +166,8 @@ void Connection::ReleaseLease(const std::shared_ptr<MemorySession>& session, uin
   if (is_first) Wake();
 }
 
-void Connection::AbortReservation(const std::shared_ptr<MemorySession>& session, uint64_t reservation) {
+void Connection::AbortReservation(const std::shared_ptr<MemorySession>& session,
+                                  uint64_t reservation) {
   {
     absl::MutexLock lock(&mutex_);
     if (stopping_ || session->is_lost()) return;
@@ -189,7 +204,8 @@ absl::Duration Connection::RenewPeriod() const {
   return lease_us == 0 ? kRenewPeriodUnknown : absl::Microseconds(lease_us) / 3;
 }
 
-// The client's thread. Session opening blocks it for at most kHelloTimeout; housekeeping calls for their own deadline.
+// The client's thread. Session opening blocks it for at most kHelloTimeout; housekeeping calls for
+// their own deadline.
 void Connection::Run() {
   std::minstd_rand jitter(std::random_device{}());
   absl::Duration backoff = kBackoffMin;
@@ -216,7 +232,8 @@ void Connection::Run() {
       }
       wait = next_attempt - absl::Now();
     }
-    // Renewed thrice a lease time, whenever it was acquired; so acquiring need not wake this thread.
+    // Renewed thrice a lease time, whenever it was acquired; so acquiring need not wake this
+    // thread.
     next_renewal = std::min(next_renewal, absl::Now() + RenewPeriod());
     if (absl::Now() >= next_renewal) {
       SendRenewals();
@@ -232,22 +249,25 @@ void Connection::Run() {
 
 void Connection::WaitForWork(absl::Duration timeout) {
   std::shared_ptr<MemorySession> session = CurrentSession();
-  std::array<pollfd, 2> fds = {pollfd{.fd = wake_.get(), .events = POLLIN, .revents = 0},
-                               pollfd{.fd = session == nullptr ? -1 : session->fd(), .events = POLLRDHUP, .revents = 0}};
+  std::array<pollfd, 2> fds = {
+      pollfd{.fd = wake_.get(), .events = POLLIN, .revents = 0},
+      pollfd{.fd = session == nullptr ? -1 : session->fd(), .events = POLLRDHUP, .revents = 0}};
   const int timeout_ms = timeout == absl::InfiniteDuration()
                              ? -1
-                             : static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(timeout) + 1, 0, 600'000));
+                             : static_cast<int>(std::clamp<int64_t>(
+                                   absl::ToInt64Milliseconds(timeout) + 1, 0, 600'000));
   poll(fds.data(), fds.size(), timeout_ms);
   uint64_t count = 0;
   // EAGAIN: nobody woke us.
   while (read(wake_.get(), &count, sizeof count) < 0 && errno == EINTR) {
   }
-  if (session != nullptr && (fds[1].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0) session->MarkLost();
+  if (session != nullptr && (fds[1].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0)
+    session->MarkLost();
 }
 
 void Connection::OpenSession() {
-  absl::StatusOr<std::shared_ptr<MemorySession>> opened =
-      MemorySession::Open(target_.address + kMemorySocketSuffix, options_.tenant, options_.access, kHelloTimeout);
+  absl::StatusOr<std::shared_ptr<MemorySession>> opened = MemorySession::Open(
+      target_.address + kMemorySocketSuffix, options_.tenant, options_.access, kHelloTimeout);
   absl::MutexLock lock(&mutex_);
   if (opened.ok()) {
     session_ = *std::move(opened);
@@ -268,7 +288,8 @@ void Connection::RunTasks() {
   for (Task& task : tasks) task();
 }
 
-// Housekeeping calls fail without consequence: what they tell is implied when the lease expires or the session ends.
+// Housekeeping calls fail without consequence: what they tell is implied when the lease expires or
+// the session ends.
 void Connection::SendReleases() {
   std::vector<Released> released;
   {

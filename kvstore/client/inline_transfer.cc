@@ -33,14 +33,17 @@ class CallGuard {
 // Where the pages of a Get go, with the checks that a daemon's stream must pass.
 class PageSink {
  public:
-  PageSink(std::span<std::byte> pages, uint64_t page_bytes, size_t blocks) : pages_(pages), page_bytes_(page_bytes), blocks_(blocks) {}
+  PageSink(std::span<std::byte> pages, uint64_t page_bytes, size_t blocks)
+      : pages_(pages), page_bytes_(page_bytes), blocks_(blocks) {}
 
   absl::Status Take(const v1::GetResponse& message) {
     if (message.has_header()) return TakeHeader(message.header());
     if (!has_header_) return Broken("data before the header");
-    if (message.part_case() == v1::GetResponse::kDeliveredBlocks) return TakeEnd(message.delivered_blocks());
+    if (message.part_case() == v1::GetResponse::kDeliveredBlocks)
+      return TakeEnd(message.delivered_blocks());
     const std::string& data = message.data();
-    if (is_ended_ || data.size() > uint64_t{result_.match.matched_blocks} * page_bytes_ - received_) return Broken("more data than it announced");
+    if (is_ended_ || data.size() > uint64_t{result_.match.matched_blocks} * page_bytes_ - received_)
+      return Broken("more data than it announced");
     std::memcpy(pages_.data() + received_, data.data(), data.size());
     received_ += data.size();
     return absl::OkStatus();
@@ -51,11 +54,14 @@ class PageSink {
   }
 
  private:
-  static absl::Status Broken(const char* why) { return absl::UnavailableError(absl::StrCat("the daemon's Get stream is broken: ", why)); }
+  static absl::Status Broken(const char* why) {
+    return absl::UnavailableError(absl::StrCat("the daemon's Get stream is broken: ", why));
+  }
 
   absl::Status TakeHeader(const v1::GetResponse::Header& header) {
     if (has_header_) return Broken("two headers");
-    if (header.page_bytes() != page_bytes_ || header.matched_blocks() > blocks_) return Broken("a header that does not fit the request");
+    if (header.page_bytes() != page_bytes_ || header.matched_blocks() > blocks_)
+      return Broken("a header that does not fit the request");
     has_header_ = true;
     result_.match.matched_blocks = header.matched_blocks();
     result_.match.matched_tokens = header.matched_tokens();
@@ -64,7 +70,8 @@ class PageSink {
     return absl::OkStatus();
   }
   absl::Status TakeEnd(uint32_t delivered) {
-    if (is_ended_ || uint64_t{delivered} * page_bytes_ != received_) return Broken("its end does not fit its data");
+    if (is_ended_ || uint64_t{delivered} * page_bytes_ != received_)
+      return Broken("its end does not fit its data");
     is_ended_ = true;
     result_.delivered_blocks = delivered;
     return absl::OkStatus();
@@ -81,19 +88,22 @@ class PageSink {
 
 }  // namespace
 
-absl::StatusOr<PutResult> InlinePut(Connection& connection, const Namespace& ns, std::span<const BlockHash> hashes,
+absl::StatusOr<PutResult> InlinePut(Connection& connection, const Namespace& ns,
+                                    std::span<const BlockHash> hashes,
                                     std::span<const std::byte> pages, absl::Duration timeout) {
   grpc::ClientContext context;
   connection.Prepare(&context, nullptr, timeout);
   CallGuard guard(connection, &context);
   if (!guard.has_begun()) return absl::CancelledError("the client is being destroyed");
   v1::PutResponse response;
-  std::unique_ptr<grpc::ClientWriter<v1::PutRequest>> writer = connection.stub().Put(&context, &response);
+  std::unique_ptr<grpc::ClientWriter<v1::PutRequest>> writer =
+      connection.stub().Put(&context, &response);
   v1::PutRequest message;
   FillRef(ns, message.mutable_header()->mutable_namespace_());
   message.mutable_header()->set_hashes(HashBytes(hashes));
   bool is_open = writer->Write(message);
-  // A false Write: the daemon has ended the call; Finish() tells why, or that it stored what it could.
+  // A false Write: the daemon has ended the call; Finish() tells why, or that it stored what it
+  // could.
   for (size_t sent = 0; is_open && sent < pages.size();) {
     const size_t bytes = std::min(kPieceBytes, pages.size() - sent);
     message.set_data(pages.data() + sent, bytes);
@@ -102,12 +112,14 @@ absl::StatusOr<PutResult> InlinePut(Connection& connection, const Namespace& ns,
   }
   if (is_open) writer->WritesDone();
   RETURN_IF_ERROR(FromGrpc(writer->Finish()));
-  return PutResult{
-      .blocks = response.blocks(), .stored_blocks = response.stored_blocks(), .existing_blocks = response.existing_blocks()};
+  return PutResult{.blocks = response.blocks(),
+                   .stored_blocks = response.stored_blocks(),
+                   .existing_blocks = response.existing_blocks()};
 }
 
-absl::StatusOr<GetResult> InlineGet(Connection& connection, const Namespace& ns, std::span<const BlockHash> hashes,
-                                    std::span<std::byte> pages, absl::Duration timeout) {
+absl::StatusOr<GetResult> InlineGet(Connection& connection, const Namespace& ns,
+                                    std::span<const BlockHash> hashes, std::span<std::byte> pages,
+                                    absl::Duration timeout) {
   grpc::ClientContext context;
   connection.Prepare(&context, nullptr, timeout);
   CallGuard guard(connection, &context);
@@ -115,7 +127,8 @@ absl::StatusOr<GetResult> InlineGet(Connection& connection, const Namespace& ns,
   v1::GetRequest request;
   FillRef(ns, request.mutable_namespace_());
   request.set_hashes(HashBytes(hashes));
-  std::unique_ptr<grpc::ClientReader<v1::GetResponse>> reader = connection.stub().Get(&context, request);
+  std::unique_ptr<grpc::ClientReader<v1::GetResponse>> reader =
+      connection.stub().Get(&context, request);
   PageSink sink(pages, ns.spec.shape.page_bytes(), hashes.size());
   v1::GetResponse message;
   absl::Status taken;

@@ -11,10 +11,12 @@
 
 namespace kvstore::client {
 
-absl::StatusOr<PutResult> InlinePut(Connection& connection, const Namespace& ns, std::span<const BlockHash> hashes,
+absl::StatusOr<PutResult> InlinePut(Connection& connection, const Namespace& ns,
+                                    std::span<const BlockHash> hashes,
                                     std::span<const std::byte> pages, absl::Duration timeout);
 // Writes nothing past `pages`, whatever the daemon sends.
-absl::StatusOr<GetResult> InlineGet(Connection& connection, const Namespace& ns, std::span<const BlockHash> hashes,
-                                    std::span<std::byte> pages, absl::Duration timeout);
+absl::StatusOr<GetResult> InlineGet(Connection& connection, const Namespace& ns,
+                                    std::span<const BlockHash> hashes, std::span<std::byte> pages,
+                                    absl::Duration timeout);
 
 }  // namespace kvstore::client

@@ -16,9 +16,11 @@ namespace {
 uint32_t SocketTier(uint8_t wire_tier) { return wire_tier - 1u; }
 bool IsWireTier(uint8_t tier) { return tier >= 1 && tier <= kNumTiers; }
 
-// Writes `count` elements of a packed field into a column, at `positions` or one after another from `first`.
+// Writes `count` elements of a packed field into a column, at `positions` or one after another from
+// `first`.
 template <typename T>
-void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t first, std::vector<T>* column) {
+void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t first,
+             std::vector<T>* column) {
   if (positions == nullptr) {
     std::memcpy(column->data() + first, values, count * sizeof(T));
     return;
@@ -28,8 +30,13 @@ void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t 
 
 }  // namespace
 
-Lease::State::State(std::shared_ptr<Connection> c, std::shared_ptr<MemorySession> s, const Namespace& ns, std::vector<BlockHash> h)
-    : connection(std::move(c)), session(std::move(s)), fingerprint(ns.fingerprint), shape(ns.spec.shape), hashes(std::move(h)) {}
+Lease::State::State(std::shared_ptr<Connection> c, std::shared_ptr<MemorySession> s,
+                    const Namespace& ns, std::vector<BlockHash> h)
+    : connection(std::move(c)),
+      session(std::move(s)),
+      fingerprint(ns.fingerprint),
+      shape(ns.spec.shape),
+      hashes(std::move(h)) {}
 
 Lease::State::~State() { Release(); }
 
@@ -38,7 +45,8 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
   {
     absl::MutexLock lock(&mutex_);
     if (!is_known_) {
-      if (!message.is_first() || message.matched_blocks() > hashes.size()) return absl::UnavailableError("Acquire: not a first message");
+      if (!message.is_first() || message.matched_blocks() > hashes.size())
+        return absl::UnavailableError("Acquire: not a first message");
       is_known_ = true;
       lease_ = message.lease();
       matched_blocks_ = message.matched_blocks();
@@ -61,21 +69,26 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
 
 absl::Status Lease::State::TakeColumns(const v1::AcquireResponse& message) {
   const size_t count = static_cast<size_t>(message.slab_size());
-  const bool are_even = static_cast<size_t>(message.slot_size()) == count && static_cast<size_t>(message.generation_size()) == count &&
-                        static_cast<size_t>(message.page_checksum_size()) == count && message.tier().size() == count &&
-                        message.found_in().size() == count &&
-                        (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count);
+  const bool are_even =
+      static_cast<size_t>(message.slot_size()) == count &&
+      static_cast<size_t>(message.generation_size()) == count &&
+      static_cast<size_t>(message.page_checksum_size()) == count &&
+      message.tier().size() == count && message.found_in().size() == count &&
+      (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count);
   if (!are_even) return absl::UnavailableError("Acquire: columns differ in length");
   if (count == 0) return absl::OkStatus();
   const uint32_t* positions = message.block_size() == 0 ? nullptr : message.block().data();
   const uint32_t first = message.first_block();
-  const bool are_inside = positions == nullptr
-                              ? first <= columns_.slab.size() && count <= columns_.slab.size() - first
-                              : std::all_of(positions, positions + count, [&](uint32_t block) { return block < columns_.slab.size(); });
+  const bool are_inside =
+      positions == nullptr ? first <= columns_.slab.size() && count <= columns_.slab.size() - first
+                           : std::all_of(positions, positions + count, [&](uint32_t block) {
+                               return block < columns_.slab.size();
+                             });
   if (!are_inside) return absl::UnavailableError("Acquire: a block outside of the match");
   const auto* tiers = reinterpret_cast<const uint8_t*>(message.tier().data());
   const auto* found_in = reinterpret_cast<const uint8_t*>(message.found_in().data());
-  if (!std::all_of(tiers, tiers + count, IsWireTier) || !std::all_of(found_in, found_in + count, IsWireTier)) {
+  if (!std::all_of(tiers, tiers + count, IsWireTier) ||
+      !std::all_of(found_in, found_in + count, IsWireTier)) {
     return absl::UnavailableError("Acquire: an unknown tier");
   }
   Scatter(message.slab().data(), count, positions, first, &columns_.slab);
@@ -112,14 +125,19 @@ std::optional<Tier> Lease::State::ReadyTier(uint32_t block) const {
 
 absl::Status Lease::State::LostStatus(uint32_t block) const {
   if (is_released_) return absl::FailedPreconditionError("the lease has been released");
-  if (block >= hashes.size()) return absl::InvalidArgumentError(absl::StrCat("block ", block, " of ", hashes.size()));
+  if (block >= hashes.size())
+    return absl::InvalidArgumentError(absl::StrCat("block ", block, " of ", hashes.size()));
   if (block >= matched_blocks_) {
-    return absl::DataLossError(absl::StrCat("block ", block, " is not there: ",
-                                            lost_reason_.empty() ? "it was not matched" : lost_reason_));
+    return absl::DataLossError(absl::StrCat(
+        "block ", block,
+        " is not there: ", lost_reason_.empty() ? "it was not matched" : lost_reason_));
   }
-  if (session->is_lost()) return absl::UnavailableError(absl::StrCat("the daemon has gone before block ", block, " was there"));
-  return absl::UnavailableError(
-      absl::StrCat("block ", block, " did not come: ", stream_status_.ok() ? "the stream ended" : std::string(stream_status_.message())));
+  if (session->is_lost())
+    return absl::UnavailableError(
+        absl::StrCat("the daemon has gone before block ", block, " was there"));
+  return absl::UnavailableError(absl::StrCat(
+      "block ", block, " did not come: ",
+      stream_status_.ok() ? "the stream ended" : std::string(stream_status_.message())));
 }
 
 std::shared_ptr<const MappedSlab> Lease::State::KnownSlab(uint32_t tier, uint32_t slab) const {
@@ -129,7 +147,8 @@ std::shared_ptr<const MappedSlab> Lease::State::KnownSlab(uint32_t tier, uint32_
   return nullptr;
 }
 
-absl::StatusOr<Lease::State::Location> Lease::State::Locate(uint32_t block, std::shared_ptr<const MappedSlab> slab) const {
+absl::StatusOr<Lease::State::Location> Lease::State::Locate(
+    uint32_t block, std::shared_ptr<const MappedSlab> slab) const {
   Location location;
   const uint64_t slot_bytes = shape.slot_bytes();
   location.offset = uint64_t{columns_.slot[block]} * slot_bytes;
@@ -147,7 +166,8 @@ absl::StatusOr<Lease::State::Location> Lease::State::Locate(uint32_t block, std:
 std::optional<Lease::State::Location> Lease::State::Now(uint32_t block) {
   absl::MutexLock lock(&mutex_);
   if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return std::nullopt;
-  std::shared_ptr<const MappedSlab> slab = KnownSlab(SocketTier(columns_.tier[block]), columns_.slab[block]);
+  std::shared_ptr<const MappedSlab> slab =
+      KnownSlab(SocketTier(columns_.tier[block]), columns_.slab[block]);
   if (slab == nullptr) return std::nullopt;
   absl::StatusOr<Location> location = Locate(block, std::move(slab));
   if (!location.ok()) return std::nullopt;
@@ -170,7 +190,8 @@ absl::StatusOr<Lease::State::Location> Lease::State::Wait(uint32_t block, absl::
     if (auto slab = KnownSlab(key.first, key.second)) return Locate(block, std::move(slab));
   }
   // Outside of the lock: the daemon is asked for the slab if this session has not mapped it yet.
-  ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab, session->Slab(key.first, key.second, timeout));
+  ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab,
+                   session->Slab(key.first, key.second, timeout));
   absl::MutexLock lock(&mutex_);
   if (is_released_) return LostStatus(block);
   if (KnownSlab(key.first, key.second) == nullptr) slabs_.push_back({key, slab});
@@ -189,10 +210,12 @@ PageIdentity Lease::State::Identity(uint32_t block, const Location& location) co
 }
 
 absl::Status Lease::State::CheckCurrent(uint32_t block, const Location& location) const {
-  // The bytes were read before this: pairs with the full barrier of the daemon between a generation and new bytes.
+  // The bytes were read before this: pairs with the full barrier of the daemon between a generation
+  // and new bytes.
   std::atomic_thread_fence(std::memory_order_acquire);
   if (location.IsCurrent()) return absl::OkStatus();
-  return absl::AbortedError(absl::StrCat("block ", block, ": the lease was lost before its page was read"));
+  return absl::AbortedError(
+      absl::StrCat("block ", block, ": the lease was lost before its page was read"));
 }
 
 void Lease::State::ReportBad(uint32_t block) {
@@ -236,13 +259,16 @@ std::optional<Tier> Lease::ReadyTier(uint32_t block) const { return state_->Read
 
 absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
-  return PageView{
-      .slot = location.slot(), .tier = location.tier, .found_in = location.found_in, .page_checksum = location.page_checksum};
+  return PageView{.slot = location.slot(),
+                  .tier = location.tier,
+                  .found_in = location.found_in,
+                  .page_checksum = location.page_checksum};
 }
 
 absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadline) {
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
-  absl::Status copied = transfer::CopyFromSlot(page, location.slot(), state_->Identity(block, location));
+  absl::Status copied =
+      transfer::CopyFromSlot(page, location.slot(), state_->Identity(block, location));
   // A slot that has changed hands explains wrong bytes: that is not a bad page.
   RETURN_IF_ERROR(state_->CheckCurrent(block, location));
   if (!copied.ok()) state_->ReportBad(block);
@@ -251,13 +277,15 @@ absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadlin
 
 absl::Status Lease::CopySlice(uint32_t block, uint32_t slice, std::byte* out, absl::Time deadline) {
   if (slice >= state_->shape.num_slices) {
-    return absl::InvalidArgumentError(absl::StrCat("slice ", slice, " of ", state_->shape.num_slices));
+    return absl::InvalidArgumentError(
+        absl::StrCat("slice ", slice, " of ", state_->shape.num_slices));
   }
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
   const PageIdentity identity = state_->Identity(block, location);
   transfer::SliceTable table;
   absl::Status copied = table.Load(location.slot(), identity);
-  if (copied.ok()) copied = transfer::CopySliceFromSlot(out, location.slot(), identity, table, slice);
+  if (copied.ok())
+    copied = transfer::CopySliceFromSlot(out, location.slot(), identity, table, slice);
   RETURN_IF_ERROR(state_->CheckCurrent(block, location));
   if (!copied.ok()) state_->ReportBad(block);
   return copied;

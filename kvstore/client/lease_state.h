@@ -1,4 +1,5 @@
-// What is behind a Lease: the columns of its blocks, filled by the Acquire stream, and the slabs they lie in.
+// What is behind a Lease: the columns of its blocks, filled by the Acquire stream, and the slabs
+// they lie in.
 //
 // Thread-safe: the stream fills it on a gRPC thread, readers wait and copy on theirs.
 #pragma once
@@ -23,7 +24,8 @@ namespace kvstore::client {
 
 struct Lease::State {
   // `hashes` are those of the request.
-  State(std::shared_ptr<Connection> connection, std::shared_ptr<MemorySession> session, const Namespace& ns, std::vector<BlockHash> hashes);
+  State(std::shared_ptr<Connection> connection, std::shared_ptr<MemorySession> session,
+        const Namespace& ns, std::vector<BlockHash> hashes);
   ~State();
   State(const State&) = delete;
   State& operator=(const State&) = delete;
@@ -40,7 +42,7 @@ struct Lease::State {
   // Where a block lies, with its slab mapped.
   struct Location {
     std::shared_ptr<const MappedSlab> slab;
-    uint64_t offset = 0;        // of the slot
+    uint64_t offset = 0;  // of the slot
     uint64_t generation = 0;
     uint64_t page_checksum = 0;
     Tier tier{}, found_in{};
@@ -61,7 +63,8 @@ struct Lease::State {
   void ReportBad(uint32_t block) ABSL_LOCKS_EXCLUDED(mutex_);
   void Release() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  const std::shared_ptr<Connection> connection;   // shared: leases may be released after the call that made them
+  const std::shared_ptr<Connection>
+      connection;  // shared: leases may be released after the call that made them
   const std::shared_ptr<MemorySession> session;
   const Fingerprint fingerprint;
   const PageShape shape;
@@ -72,16 +75,21 @@ struct Lease::State {
   struct Columns {
     std::vector<uint32_t> slab, slot;
     std::vector<uint64_t> generation, page_checksum;
-    std::vector<uint8_t> tier, found_in;   // as on the wire; 0: not ready
+    std::vector<uint8_t> tier, found_in;  // as on the wire; 0: not ready
   };
-  absl::Status TakeColumns(const v1::AcquireResponse& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool IsReady(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return columns_.tier[block] != 0; }
+  absl::Status TakeColumns(const v1::AcquireResponse& message)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool IsReady(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return columns_.tier[block] != 0;
+  }
   absl::Status LostStatus(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::shared_ptr<const MappedSlab> KnownSlab(uint32_t tier, uint32_t slab) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<Location> Locate(uint32_t block, std::shared_ptr<const MappedSlab> slab) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::shared_ptr<const MappedSlab> KnownSlab(uint32_t tier, uint32_t slab) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<Location> Locate(uint32_t block, std::shared_ptr<const MappedSlab> slab) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
-  bool is_known_ ABSL_GUARDED_BY(mutex_) = false;   // the first message has come
+  bool is_known_ ABSL_GUARDED_BY(mutex_) = false;  // the first message has come
   uint64_t lease_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t matched_blocks_ ABSL_GUARDED_BY(mutex_) = 0;
   Columns columns_ ABSL_GUARDED_BY(mutex_);
@@ -92,7 +100,8 @@ struct Lease::State {
   bool is_released_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<uint32_t> bad_blocks_ ABSL_GUARDED_BY(mutex_);
   // The slabs of this lease: few, looked up once a page.
-  std::vector<std::pair<std::pair<uint32_t, uint32_t>, std::shared_ptr<const MappedSlab>>> slabs_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::pair<std::pair<uint32_t, uint32_t>, std::shared_ptr<const MappedSlab>>> slabs_
+      ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace kvstore::client

@@ -18,14 +18,15 @@
 namespace kvstore::client {
 namespace {
 
-// How long the daemon may take to answer on the memory socket, however short the caller's own deadline is: calls may return this much
-// later than asked when the daemon is frozen.
+// How long the daemon may take to answer on the memory socket, however short the caller's own
+// deadline is: calls may return this much later than asked when the daemon is frozen.
 constexpr absl::Duration kReplyTimeoutMin = absl::Milliseconds(250);
 
+constexpr uint64_t kGenerationStride = 4096;  // bytes of a slab that one generation stands for
 
-constexpr uint64_t kGenerationStride = 4096;   // bytes of a slab that one generation stands for
-
-absl::Status Lost(const std::string& what) { return absl::UnavailableError(absl::StrCat("the daemon has gone: ", what)); }
+absl::Status Lost(const std::string& what) {
+  return absl::UnavailableError(absl::StrCat("the daemon has gone: ", what));
+}
 
 // Why connect() failed, for people.
 absl::Status ConnectError(const std::string& path, int error) {
@@ -38,24 +39,29 @@ absl::Status ConnectError(const std::string& path, int error) {
     case EPERM:
       return absl::PermissionDeniedError(absl::StrCat("not allowed to connect to ", path));
     default:
-      return absl::UnavailableError(absl::StrCat("cannot connect to ", path, ": ", std::strerror(error)));
+      return absl::UnavailableError(
+          absl::StrCat("cannot connect to ", path, ": ", std::strerror(error)));
   }
 }
 
 absl::StatusOr<UniqueFd> Connect(const std::string& path) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (path.size() >= sizeof address.sun_path) return absl::InvalidArgumentError(absl::StrCat("socket path ", path, " is too long"));
+  if (path.size() >= sizeof address.sun_path)
+    return absl::InvalidArgumentError(absl::StrCat("socket path ", path, " is too long"));
   std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
   UniqueFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.is_open()) return absl::UnavailableError(absl::StrCat("socket: ", std::strerror(errno)));
   // A Unix socket connects at once or not at all; EAGAIN: the backlog is full.
-  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) return ConnectError(path, errno);
+  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    return ConnectError(path, errno);
   return fd;
 }
 
 absl::Status Send(int fd, const MemoryRequest& request) {
-  if (send(fd, &request, sizeof request, MSG_NOSIGNAL | MSG_DONTWAIT) == static_cast<ssize_t>(sizeof request)) return absl::OkStatus();
+  if (send(fd, &request, sizeof request, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+      static_cast<ssize_t>(sizeof request))
+    return absl::OkStatus();
   return Lost(std::strerror(errno));
 }
 
@@ -65,28 +71,33 @@ struct Reply {
   int num_descriptors = 0;
 };
 
-// Descriptors are owned from the moment the kernel gave them to us, whatever the message turns out to be.
+// Descriptors are owned from the moment the kernel gave them to us, whatever the message turns out
+// to be.
 void TakeDescriptors(msghdr& message, Reply* reply) {
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < count; ++i) {
       int fd;
       std::memcpy(&fd, CMSG_DATA(header) + i * sizeof(int), sizeof fd);
       UniqueFd owned(fd);
-      if (reply->num_descriptors < 2) reply->descriptors[reply->num_descriptors++] = std::move(owned);
+      if (reply->num_descriptors < 2)
+        reply->descriptors[reply->num_descriptors++] = std::move(owned);
     }
   }
 }
 
 absl::StatusOr<Reply> Receive(int fd, absl::Duration timeout) {
   pollfd waiting{.fd = fd, .events = POLLIN, .revents = 0};
-  const int timeout_ms = static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(timeout), 0, 600'000));
+  const int timeout_ms =
+      static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(timeout), 0, 600'000));
   int ready;
   do {
     ready = poll(&waiting, 1, timeout_ms);
   } while (ready < 0 && errno == EINTR);
-  if (ready == 0) return absl::DeadlineExceededError("the daemon did not answer on the memory socket in time");
+  if (ready == 0)
+    return absl::DeadlineExceededError("the daemon did not answer on the memory socket in time");
   if (ready < 0) return Lost(std::strerror(errno));
   Reply reply;
   iovec part{.iov_base = &reply.message, .iov_len = sizeof reply.message};
@@ -103,20 +114,24 @@ absl::StatusOr<Reply> Receive(int fd, absl::Duration timeout) {
   if (got != static_cast<ssize_t>(sizeof reply.message) || (message.msg_flags & MSG_TRUNC) != 0) {
     return absl::UnavailableError("a reply of the wrong size on the memory socket");
   }
-  if ((message.msg_flags & MSG_CTRUNC) != 0) return absl::ResourceExhaustedError("no file descriptor is free for a slab");
+  if ((message.msg_flags & MSG_CTRUNC) != 0)
+    return absl::ResourceExhaustedError("no file descriptor is free for a slab");
   return reply;
 }
 
 absl::Status HelloError(MemoryReplyCode code) {
   switch (code) {
     case MemoryReplyCode::kVersionMismatch:
-      return absl::UnavailableError(absl::StrCat("the daemon speaks another version of the memory socket than ours, ", kMemorySocketVersion));
+      return absl::UnavailableError(
+          absl::StrCat("the daemon speaks another version of the memory socket than ours, ",
+                       kMemorySocketVersion));
     case MemoryReplyCode::kNotAllowed:
       return absl::PermissionDeniedError("our uid may not act for this tenant");
     case MemoryReplyCode::kTooManySessions:
       return absl::ResourceExhaustedError("the daemon has no session free (server.sessions_max)");
     default:
-      return absl::UnavailableError(absl::StrCat("the memory socket answered Hello with code ", static_cast<uint32_t>(code)));
+      return absl::UnavailableError(
+          absl::StrCat("the memory socket answered Hello with code ", static_cast<uint32_t>(code)));
   }
 }
 
@@ -133,15 +148,19 @@ absl::Status CheckSize(const UniqueFd& fd, uint64_t bytes, const char* what) {
   }
   // Without the seal its owner could shrink it under us: a read would raise SIGBUS.
   const int seals = fcntl(fd.get(), F_GET_SEALS);
-  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0) return absl::DataLossError(absl::StrCat("the ", what, " is not sealed against shrinking"));
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0)
+    return absl::DataLossError(absl::StrCat("the ", what, " is not sealed against shrinking"));
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(UniqueFd slab, UniqueFd generations, uint64_t slab_bytes,
+absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(UniqueFd slab,
+                                                                  UniqueFd generations,
+                                                                  uint64_t slab_bytes,
                                                                   MemoryAccess access) {
-  const uint64_t table_bytes = (slab_bytes + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
+  const uint64_t table_bytes =
+      (slab_bytes + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
   if (slab_bytes == 0) return absl::DataLossError("an empty slab");
   RETURN_IF_ERROR(CheckSize(slab, slab_bytes, "slab"));
   RETURN_IF_ERROR(CheckSize(generations, table_bytes, "generation table"));
@@ -151,21 +170,26 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(UniqueFd slab,
   mapped->data_ = static_cast<std::byte*>(MapFile(slab, slab_bytes, protection));
   mapped->generations_ = static_cast<uint64_t*>(MapFile(generations, table_bytes, PROT_READ));
   if (mapped->data_ == nullptr || mapped->generations_ == nullptr) {
-    return absl::ResourceExhaustedError(absl::StrCat("cannot map a slab of ", slab_bytes, " bytes: ", std::strerror(errno)));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot map a slab of ", slab_bytes, " bytes: ", std::strerror(errno)));
   }
   return std::shared_ptr<const MappedSlab>(std::move(mapped));
 }
 
 MappedSlab::~MappedSlab() {
-  const uint64_t table_bytes = (bytes_ + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
+  const uint64_t table_bytes =
+      (bytes_ + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
   if (data_ != nullptr) munmap(data_, bytes_);
   if (generations_ != nullptr) munmap(generations_, table_bytes);
 }
 
-absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::string& socket_path, const std::string& tenant,
-                                                                   MemoryAccess access, absl::Duration timeout) {
+absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::string& socket_path,
+                                                                   const std::string& tenant,
+                                                                   MemoryAccess access,
+                                                                   absl::Duration timeout) {
   MemoryRequest hello{.kind = MemoryRequestKind::kHello, .access = access};
-  if (tenant.size() >= hello.tenant.size()) return absl::InvalidArgumentError("tenant: longer than 63 bytes");
+  if (tenant.size() >= hello.tenant.size())
+    return absl::InvalidArgumentError("tenant: longer than 63 bytes");
   std::ranges::copy(tenant, hello.tenant.begin());
   std::shared_ptr<MemorySession> session(new MemorySession);
   ASSIGN_OR_RETURN(session->fd_, Connect(socket_path));
@@ -174,7 +198,8 @@ absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::st
   absl::StatusOr<Reply> reply = Receive(session->fd_.get(), timeout);
   if (!reply.ok()) {
     if (!absl::IsUnavailable(reply.status())) return reply.status();
-    return absl::PermissionDeniedError(absl::StrCat(socket_path, " closed the connection: our uid is not allowed, or the daemon is stopping"));
+    return absl::PermissionDeniedError(absl::StrCat(
+        socket_path, " closed the connection: our uid is not allowed, or the daemon is stopping"));
   }
   if (reply->message.code != MemoryReplyCode::kOk) return HelloError(reply->message.code);
   RETURN_IF_ERROR(sent);
@@ -190,7 +215,8 @@ std::shared_ptr<const MappedSlab> MemorySession::CachedSlab(uint32_t tier, uint3
   return it == slabs_.end() ? nullptr : it->second;
 }
 
-absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::Slab(uint32_t tier, uint32_t slab, absl::Duration timeout) {
+absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::Slab(uint32_t tier, uint32_t slab,
+                                                                      absl::Duration timeout) {
   {
     absl::MutexLock lock(&mutex_);
     if (auto it = slabs_.find({tier, slab}); it != slabs_.end()) return it->second;
@@ -199,19 +225,23 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::Slab(uint32_t t
     }
     if (auto it = slabs_.find({tier, slab}); it != slabs_.end()) return it->second;
     if (is_lost()) return Lost("the session has ended");
-    if (timeout <= absl::ZeroDuration()) return absl::DeadlineExceededError("no time to map the slab");
+    if (timeout <= absl::ZeroDuration())
+      return absl::DeadlineExceededError("no time to map the slab");
     is_requesting_ = true;
   }
   // An answer that is not waited for ends the session: what ends the caller's patience must not.
-  absl::StatusOr<std::shared_ptr<const MappedSlab>> mapped = RequestSlab(tier, slab, std::max(timeout, kReplyTimeoutMin));
+  absl::StatusOr<std::shared_ptr<const MappedSlab>> mapped =
+      RequestSlab(tier, slab, std::max(timeout, kReplyTimeoutMin));
   absl::MutexLock lock(&mutex_);
   is_requesting_ = false;
   if (mapped.ok()) slabs_[{tier, slab}] = *mapped;
   return mapped;
 }
 
-absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::RequestSlab(uint32_t tier, uint32_t slab, absl::Duration timeout) {
-  RETURN_IF_ERROR(Send(fd_.get(), MemoryRequest{.kind = MemoryRequestKind::kMapSlab, .tier = tier, .slab = slab}));
+absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::RequestSlab(
+    uint32_t tier, uint32_t slab, absl::Duration timeout) {
+  RETURN_IF_ERROR(Send(
+      fd_.get(), MemoryRequest{.kind = MemoryRequestKind::kMapSlab, .tier = tier, .slab = slab}));
   absl::StatusOr<Reply> reply = Receive(fd_.get(), timeout);
   if (!reply.ok()) {
     // The answer may still come, and would be taken for the next one's: this session is over.
@@ -219,11 +249,14 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::RequestSlab(uin
     shutdown(fd_.get(), SHUT_RDWR);
     return reply.status();
   }
-  if (reply->message.code == MemoryReplyCode::kNoSuchSlab) return absl::AbortedError("the slab has been given back");
+  if (reply->message.code == MemoryReplyCode::kNoSuchSlab)
+    return absl::AbortedError("the slab has been given back");
   if (reply->message.code != MemoryReplyCode::kOk || reply->num_descriptors != 2) {
-    return absl::UnavailableError(absl::StrCat("the memory socket answered with code ", static_cast<uint32_t>(reply->message.code)));
+    return absl::UnavailableError(absl::StrCat("the memory socket answered with code ",
+                                               static_cast<uint32_t>(reply->message.code)));
   }
-  return MappedSlab::Map(std::move(reply->descriptors[0]), std::move(reply->descriptors[1]), reply->message.slab_bytes, access_);
+  return MappedSlab::Map(std::move(reply->descriptors[0]), std::move(reply->descriptors[1]),
+                         reply->message.slab_bytes, access_);
 }
 
 }  // namespace kvstore::client

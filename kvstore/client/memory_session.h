@@ -1,6 +1,8 @@
-// The client's side of the memory socket (kvstore/base/memory_socket.h): one session, and the slabs it has mapped.
+// The client's side of the memory socket (kvstore/base/memory_socket.h): one session, and the slabs
+// it has mapped.
 //
-// Thread-safe. A session is lost when its connection ends; what was mapped stays readable for as long as anything points to it.
+// Thread-safe. A session is lost when its connection ends; what was mapped stays readable for as
+// long as anything points to it.
 #pragma once
 
 #include <array>
@@ -22,13 +24,16 @@
 
 namespace kvstore::client {
 
-// A slab and its generation table, mapped. Immutable; unmapped with its last owner (shared: leases, reservations and the session that
-// cached it come and go in any order).
+// A slab and its generation table, mapped. Immutable; unmapped with its last owner (shared: leases,
+// reservations and the session that cached it come and go in any order).
 class MappedSlab {
  public:
-  // Takes the descriptors; checks their sizes first, so that no mapping reaches past the end of its file.
-  // Errors: DataLoss, a descriptor is not what the daemon promised; ResourceExhausted, no address space or memory.
-  static absl::StatusOr<std::shared_ptr<const MappedSlab>> Map(UniqueFd slab, UniqueFd generations, uint64_t slab_bytes, MemoryAccess access);
+  // Takes the descriptors; checks their sizes first, so that no mapping reaches past the end of its
+  // file. Errors: DataLoss, a descriptor is not what the daemon promised; ResourceExhausted, no
+  // address space or memory.
+  static absl::StatusOr<std::shared_ptr<const MappedSlab>> Map(UniqueFd slab, UniqueFd generations,
+                                                               uint64_t slab_bytes,
+                                                               MemoryAccess access);
   ~MappedSlab();
   MappedSlab(const MappedSlab&) = delete;
   MappedSlab& operator=(const MappedSlab&) = delete;
@@ -37,7 +42,9 @@ class MappedSlab {
   // Writable exactly if the session is read-write.
   std::byte* data() const { return data_; }
   // The generation of the slot at `offset`, below bytes().
-  uint64_t Generation(uint64_t offset) const { return std::atomic_ref(generations_[offset / 4096]).load(std::memory_order_acquire); }
+  uint64_t Generation(uint64_t offset) const {
+    return std::atomic_ref(generations_[offset / 4096]).load(std::memory_order_acquire);
+  }
 
  private:
   MappedSlab() = default;
@@ -49,9 +56,12 @@ class MappedSlab {
 class MemorySession {
  public:
   // `socket_path`: of the memory socket. Waits at most `timeout`.
-  // Errors: Unavailable, with what is wrong; PermissionDenied, the uid may not connect or act for `tenant`; ResourceExhausted.
-  static absl::StatusOr<std::shared_ptr<MemorySession>> Open(const std::string& socket_path, const std::string& tenant,
-                                                             MemoryAccess access, absl::Duration timeout);
+  // Errors: Unavailable, with what is wrong; PermissionDenied, the uid may not connect or act for
+  // `tenant`; ResourceExhausted.
+  static absl::StatusOr<std::shared_ptr<MemorySession>> Open(const std::string& socket_path,
+                                                             const std::string& tenant,
+                                                             MemoryAccess access,
+                                                             absl::Duration timeout);
 
   // 16 bytes, for metadata.
   const std::string& token() const { return token_; }
@@ -63,24 +73,29 @@ class MemorySession {
   void MarkLost() { is_lost_.store(true, std::memory_order_release); }
 
   // The slab, mapped at most once a session. `tier` as on the wire of the memory socket.
-  // Errors: Aborted, the daemon does not know the slab any more; Unavailable, the session is lost; DeadlineExceeded.
-  absl::StatusOr<std::shared_ptr<const MappedSlab>> Slab(uint32_t tier, uint32_t slab, absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Errors: Aborted, the daemon does not know the slab any more; Unavailable, the session is lost;
+  // DeadlineExceeded.
+  absl::StatusOr<std::shared_ptr<const MappedSlab>> Slab(uint32_t tier, uint32_t slab,
+                                                         absl::Duration timeout)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   // As Slab(), only if it is mapped already; never waits for the daemon.
-  std::shared_ptr<const MappedSlab> CachedSlab(uint32_t tier, uint32_t slab) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::shared_ptr<const MappedSlab> CachedSlab(uint32_t tier, uint32_t slab)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   using SlabKey = std::pair<uint32_t, uint32_t>;
   MemorySession() = default;
-  absl::StatusOr<std::shared_ptr<const MappedSlab>> RequestSlab(uint32_t tier, uint32_t slab, absl::Duration timeout);
+  absl::StatusOr<std::shared_ptr<const MappedSlab>> RequestSlab(uint32_t tier, uint32_t slab,
+                                                                absl::Duration timeout);
   bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !is_requesting_; }
 
   UniqueFd fd_;
   std::string token_;
   uint64_t incarnation_ = 0;
   MemoryAccess access_ = MemoryAccess::kReadOnly;
-  std::atomic<bool> is_lost_{false};   // release: pairs with the acquire in is_lost()
+  std::atomic<bool> is_lost_{false};  // release: pairs with the acquire in is_lost()
   absl::Mutex mutex_;
-  bool is_requesting_ ABSL_GUARDED_BY(mutex_) = false;   // a request is on the socket
+  bool is_requesting_ ABSL_GUARDED_BY(mutex_) = false;  // a request is on the socket
   std::map<SlabKey, std::shared_ptr<const MappedSlab>> slabs_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -9,12 +9,12 @@
 
 namespace kvstore::client {
 
-absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(std::shared_ptr<Connection> connection,
-                                                                             std::shared_ptr<MemorySession> session, const Namespace& ns,
-                                                                             const v1::ReserveRequest& request,
-                                                                             const v1::ReserveResponse& response) {
+absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(
+    std::shared_ptr<Connection> connection, std::shared_ptr<MemorySession> session,
+    const Namespace& ns, const v1::ReserveRequest& request, const v1::ReserveResponse& response) {
   const size_t count = request.hashes().size() / BlockHash::kBytes;
-  const bool are_even = response.state().size() == count && static_cast<size_t>(response.slab_size()) == count &&
+  const bool are_even = response.state().size() == count &&
+                        static_cast<size_t>(response.slab_size()) == count &&
                         static_cast<size_t>(response.slot_size()) == count;
   if (!are_even) return absl::UnavailableError("Reserve: columns differ in length");
   auto state = std::make_shared<State>();
@@ -50,7 +50,8 @@ absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(std
 absl::Status Reservation::State::Place(Block* block, std::shared_ptr<const MappedSlab> slab) {
   const uint64_t slot_bytes = shape.slot_bytes();
   const uint64_t offset = uint64_t{block->slot} * slot_bytes;
-  if (offset > slab->bytes() || slot_bytes > slab->bytes() - offset) return absl::UnavailableError("Reserve: a slot outside of its slab");
+  if (offset > slab->bytes() || slot_bytes > slab->bytes() - offset)
+    return absl::UnavailableError("Reserve: a slot outside of its slab");
   block->address = slab->data() + offset;
   if (slabs.empty() || slabs.back() != slab) slabs.push_back(std::move(slab));
   return absl::OkStatus();
@@ -59,7 +60,8 @@ absl::Status Reservation::State::Place(Block* block, std::shared_ptr<const Mappe
 bool Reservation::State::MapCached() {
   for (Block& block : blocks) {
     if (block.state != BlockState::kReserved) continue;
-    std::shared_ptr<const MappedSlab> slab = session->CachedSlab(static_cast<uint32_t>(tier), block.slab);
+    std::shared_ptr<const MappedSlab> slab =
+        session->CachedSlab(static_cast<uint32_t>(tier), block.slab);
     if (slab == nullptr || !Place(&block, std::move(slab)).ok()) return false;
   }
   return true;
@@ -68,7 +70,8 @@ bool Reservation::State::MapCached() {
 absl::Status Reservation::State::Map(absl::Duration timeout) {
   for (Block& block : blocks) {
     if (block.state != BlockState::kReserved || block.address != nullptr) continue;
-    ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab, session->Slab(static_cast<uint32_t>(tier), block.slab, timeout));
+    ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab,
+                     session->Slab(static_cast<uint32_t>(tier), block.slab, timeout));
     RETURN_IF_ERROR(Place(&block, std::move(slab)));
   }
   return absl::OkStatus();
@@ -98,19 +101,23 @@ absl::Status Reservation::State::Commit(std::span<const uint32_t> positions, abs
   for (size_t i = 0; i < sorted.size(); ++i) {
     const uint32_t position = sorted[i];
     if (position >= blocks.size() || (i > 0 && position == sorted[i - 1])) {
-      return absl::InvalidArgumentError(absl::StrCat("block ", position, ": not one of ", blocks.size(), ", or given twice"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("block ", position, ": not one of ", blocks.size(), ", or given twice"));
     }
     if (!blocks[position].page_checksum.has_value()) {
-      return absl::InvalidArgumentError(absl::StrCat("block ", position, " was neither filled nor sealed"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("block ", position, " was neither filled nor sealed"));
     }
     request.add_block(position);
     request.add_page_checksum(*blocks[position].page_checksum);
   }
   grpc::ClientContext context;
   connection->Prepare(&context, session.get(), TimeLeft(deadline, connection->options().deadline));
-  if (!connection->BeginCall(&context)) return absl::CancelledError("the client is being destroyed");
+  if (!connection->BeginCall(&context))
+    return absl::CancelledError("the client is being destroyed");
   v1::CommitResponse response;
-  absl::Status status = connection->StatusOf(connection->stub().Commit(&context, request, &response), session);
+  absl::Status status =
+      connection->StatusOf(connection->stub().Commit(&context, request, &response), session);
   connection->EndCall(&context);
   if (!status.ok()) return status;
   uncommitted_blocks -= std::min(uncommitted_blocks, sorted.size());
@@ -128,20 +135,26 @@ Reservation& Reservation::operator=(Reservation&&) noexcept = default;
 Reservation::~Reservation() = default;
 
 size_t Reservation::num_blocks() const { return state_->blocks.size(); }
-Reservation::BlockState Reservation::state(size_t block) const { return state_->blocks[block].state; }
+Reservation::BlockState Reservation::state(size_t block) const {
+  return state_->blocks[block].state;
+}
 std::byte* Reservation::slot(size_t block) const { return state_->blocks[block].address; }
 
 void Reservation::Fill(size_t block, const std::byte* page) {
   State::Block& target = state_->blocks[block];
-  if (target.address != nullptr) target.page_checksum = transfer::CopyIntoSlot(target.address, page, state_->Identity(block));
+  if (target.address != nullptr)
+    target.page_checksum = transfer::CopyIntoSlot(target.address, page, state_->Identity(block));
 }
 
 void Reservation::Seal(size_t block) {
   State::Block& target = state_->blocks[block];
-  if (target.address != nullptr) target.page_checksum = transfer::SealSlot(target.address, state_->Identity(block));
+  if (target.address != nullptr)
+    target.page_checksum = transfer::SealSlot(target.address, state_->Identity(block));
 }
 
-absl::Status Reservation::Commit(std::span<const uint32_t> blocks, absl::Time deadline) { return state_->Commit(blocks, deadline); }
+absl::Status Reservation::Commit(std::span<const uint32_t> blocks, absl::Time deadline) {
+  return state_->Commit(blocks, deadline);
+}
 
 absl::Status Reservation::CommitAll(absl::Time deadline) {
   std::vector<uint32_t> filled;

@@ -17,11 +17,14 @@
 
 namespace kvstore::client {
 
-// Distinct blocks may be filled from several threads; Commit() and Abort() are externally synchronised with that.
+// Distinct blocks may be filled from several threads; Commit() and Abort() are externally
+// synchronised with that.
 struct Reservation::State {
   // Takes the answer; slots are not mapped yet. Errors: Unavailable, it is not well-formed.
-  static absl::StatusOr<std::shared_ptr<State>> Make(std::shared_ptr<Connection> connection, std::shared_ptr<MemorySession> session,
-                                                     const Namespace& ns, const v1::ReserveRequest& request,
+  static absl::StatusOr<std::shared_ptr<State>> Make(std::shared_ptr<Connection> connection,
+                                                     std::shared_ptr<MemorySession> session,
+                                                     const Namespace& ns,
+                                                     const v1::ReserveRequest& request,
                                                      const v1::ReserveResponse& response);
   ~State() { Abort(); }
 
@@ -38,10 +41,10 @@ struct Reservation::State {
     uint32_t slab = 0;
     uint32_t slot = 0;
     std::byte* address = nullptr;
-    std::optional<uint64_t> page_checksum;   // once filled or sealed
+    std::optional<uint64_t> page_checksum;  // once filled or sealed
   };
 
-  std::shared_ptr<Connection> connection;    // shared: the abort may come after the client's call
+  std::shared_ptr<Connection> connection;  // shared: the abort may come after the client's call
   std::shared_ptr<MemorySession> session;
   Fingerprint fingerprint;
   PageShape shape;
@@ -50,8 +53,8 @@ struct Reservation::State {
   uint32_t first_block_index = 0;
   std::vector<BlockHash> hashes;
   std::vector<Block> blocks;
-  std::vector<std::shared_ptr<const MappedSlab>> slabs;   // keeps the slots mapped
-  uint64_t reservation = 0;                  // 0: nothing to commit or abort
+  std::vector<std::shared_ptr<const MappedSlab>> slabs;  // keeps the slots mapped
+  uint64_t reservation = 0;                              // 0: nothing to commit or abort
   size_t uncommitted_blocks = 0;
 
  private:

@@ -50,16 +50,21 @@ absl::StatusOr<Namespace> ReadNamespace(const v1::OpenNamespaceResponse& respons
   spec.salt = in.salt();
   ns.fingerprint = spec.ComputeFingerprint();
   const bool is_same = response.fingerprint().size() == Fingerprint::kBytes &&
-                       std::memcmp(ns.fingerprint.bytes.data(), response.fingerprint().data(), Fingerprint::kBytes) == 0;
+                       std::memcmp(ns.fingerprint.bytes.data(), response.fingerprint().data(),
+                                   Fingerprint::kBytes) == 0;
   if (is_same) return ns;
-  return absl::FailedPreconditionError("the daemon's fingerprint of this namespace is not ours: client and daemon differ in version");
+  return absl::FailedPreconditionError(
+      "the daemon's fingerprint of this namespace is not ours: client and daemon differ in "
+      "version");
 }
 
-void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& counts, std::array<uint64_t, kNumTiers>* out) {
+void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& counts,
+                    std::array<uint64_t, kNumTiers>* out) {
   out->fill(0);
   for (const v1::TierCount& count : counts) {
     const int tier = static_cast<int>(count.tier()) - 1;
-    if (tier >= 0 && tier < static_cast<int>(kNumTiers)) (*out)[static_cast<size_t>(tier)] = count.blocks();
+    if (tier >= 0 && tier < static_cast<int>(kNumTiers))
+      (*out)[static_cast<size_t>(tier)] = count.blocks();
   }
 }
 

@@ -18,8 +18,10 @@ inline void FillRef(const Namespace& ns, v1::NamespaceRef* ref) {
   ref->set_fingerprint(ns.fingerprint.bytes.data(), ns.fingerprint.bytes.size());
 }
 void WriteSpec(const NamespaceSpec& spec, v1::NamespaceSpec* out);
-// Errors: FailedPrecondition, the daemon's fingerprint of the spec is not ours: one of us is of another version.
+// Errors: FailedPrecondition, the daemon's fingerprint of the spec is not ours: one of us is of
+// another version.
 absl::StatusOr<Namespace> ReadNamespace(const v1::OpenNamespaceResponse& response);
-void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& counts, std::array<uint64_t, kNumTiers>* out);
+void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& counts,
+                    std::array<uint64_t, kNumTiers>* out);
 
 }  // namespace kvstore::client

@@ -28,12 +28,13 @@ constexpr size_t kFileBytesMax = 1 << 20;
 struct Written {
   std::vector<std::string> elements;
   bool is_list = false;
-  std::string text;    // as shown in messages
+  std::string text;  // as shown in messages
   std::string source;
 };
 using WrittenByKey = std::map<std::string, Written, std::less<>>;
 
-// "server.listen, server.sessions_max" for an unknown key of a known section, the sections otherwise.
+// "server.listen, server.sessions_max" for an unknown key of a known section, the sections
+// otherwise.
 std::string ValidKeysNear(std::string_view key) {
   const std::string_view section = key.substr(0, key.find('.'));
   std::vector<std::string> in_section, sections;
@@ -46,8 +47,10 @@ std::string ValidKeysNear(std::string_view key) {
   return absl::StrCat("sections ", absl::StrJoin(sections, ", "));
 }
 
-absl::Status Bad(std::string_view key, const Written& value, std::string_view why, std::string_view valid) {
-  return absl::InvalidArgumentError(absl::StrCat(AbslView(value.source), ": ", AbslView(key), " = ", value.text, ": ", AbslView(why),
+absl::Status Bad(std::string_view key, const Written& value, std::string_view why,
+                 std::string_view valid) {
+  return absl::InvalidArgumentError(absl::StrCat(AbslView(value.source), ": ", AbslView(key), " = ",
+                                                 value.text, ": ", AbslView(why),
                                                  "; valid: ", AbslView(valid)));
 }
 
@@ -58,20 +61,24 @@ absl::StatusOr<std::string> ScalarText(const toml::node& node) {
   return absl::InvalidArgumentError("neither a string nor an integer");
 }
 
-absl::Status AddLeaf(const std::string& key, const toml::node& node, const std::string& source, WrittenByKey* out) {
+absl::Status AddLeaf(const std::string& key, const toml::node& node, const std::string& source,
+                     WrittenByKey* out) {
   Written written{.elements = {}, .is_list = node.is_array(), .text = {}, .source = source};
   if (const toml::array* array = node.as_array()) {
     for (const toml::node& element : *array) {
       absl::StatusOr<std::string> text = ScalarText(element);
       if (!text.ok()) {
-        return absl::InvalidArgumentError(absl::StrCat(source, ": ", key, ": an element is ", text.status().message()));
+        return absl::InvalidArgumentError(
+            absl::StrCat(source, ": ", key, ": an element is ", text.status().message()));
       }
       written.elements.push_back(*std::move(text));
     }
     written.text = absl::StrCat("[", absl::StrJoin(written.elements, ", "), "]");
   } else {
     absl::StatusOr<std::string> text = ScalarText(node);
-    if (!text.ok()) return absl::InvalidArgumentError(absl::StrCat(source, ": ", key, ": ", text.status().message()));
+    if (!text.ok())
+      return absl::InvalidArgumentError(
+          absl::StrCat(source, ": ", key, ": ", text.status().message()));
     written.text = absl::StrCat("'", *text, "'");
     written.elements.push_back(*std::move(text));
   }
@@ -85,9 +92,11 @@ absl::Status AddLeaf(const std::string& key, const toml::node& node, const std::
   return absl::OkStatus();
 }
 
-absl::Status Flatten(const toml::table& table, const std::string& prefix, const std::string& source, WrittenByKey* out) {
+absl::Status Flatten(const toml::table& table, const std::string& prefix, const std::string& source,
+                     WrittenByKey* out) {
   for (const auto& [name, node] : table) {
-    const std::string key = prefix.empty() ? std::string(name.str()) : absl::StrCat(prefix, ".", AbslView(name.str()));
+    const std::string key =
+        prefix.empty() ? std::string(name.str()) : absl::StrCat(prefix, ".", AbslView(name.str()));
     if (const toml::table* inner = node.as_table()) {
       RETURN_IF_ERROR(Flatten(*inner, key, source, out));
     } else {
@@ -101,8 +110,9 @@ absl::Status ReadToml(std::string_view toml_text, std::string_view file_name, Wr
   toml::parse_result parsed = toml::parse(toml_text, file_name);
   if (!parsed) {
     const toml::parse_error& error = parsed.error();
-    return absl::InvalidArgumentError(absl::StrCat(AbslView(file_name), ":", error.source().begin.line, ":",
-                                                   error.source().begin.column, ": ", AbslView(error.description())));
+    return absl::InvalidArgumentError(
+        absl::StrCat(AbslView(file_name), ":", error.source().begin.line, ":",
+                     error.source().begin.column, ": ", AbslView(error.description())));
   }
   return Flatten(parsed.table(), "", absl::StrCat("file ", AbslView(file_name)), out);
 }
@@ -119,13 +129,14 @@ absl::Status ReadSet(const std::string& set, WrittenByKey* out) {
   if (text.starts_with("[")) {
     toml::parse_result parsed = toml::parse(absl::StrCat("x = ", text));
     if (!parsed) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--set ", set, ": not a TOML array: ", AbslView(parsed.error().description())));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--set ", set, ": not a TOML array: ", AbslView(parsed.error().description())));
     }
     return AddLeaf(key, *parsed.table().get("x"), "--set", out);
   }
   if (known != nullptr && known->is_list) {
-    Written written{.elements = {}, .is_list = true, .text = absl::StrCat("'", text, "'"), .source = "--set"};
+    Written written{
+        .elements = {}, .is_list = true, .text = absl::StrCat("'", text, "'"), .source = "--set"};
     if (!text.empty()) written.elements = absl::StrSplit(text, ',');
     (*out)[key] = std::move(written);
     return absl::OkStatus();
@@ -141,7 +152,8 @@ absl::StatusOr<LoadedConfig> Apply(const WrittenByKey& written, const Machine& m
     const ConfigKey* known = FindConfigKey(key);
     if (known == nullptr) return Bad(key, value, "unknown key", ValidKeysNear(key));
     if (known->is_list != value.is_list) {
-      return Bad(key, value, known->is_list ? "not a list" : "a list where one value is wanted", known->valid);
+      return Bad(key, value, known->is_list ? "not a list" : "a list where one value is wanted",
+                 known->valid);
     }
     absl::Status parsed = known->parse(value.elements, machine, &loaded.config);
     if (!parsed.ok()) return Bad(key, value, StdView(parsed.message()), known->valid);
@@ -158,26 +170,31 @@ absl::StatusOr<LoadedConfig> Apply(const WrittenByKey& written, const Machine& m
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
-  if (!in) return absl::ErrnoToStatus(errno, absl::StrCat("cannot read the configuration file ", path));
+  if (!in)
+    return absl::ErrnoToStatus(errno, absl::StrCat("cannot read the configuration file ", path));
   std::string text(kFileBytesMax + 1, '\0');
   in.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (in.bad() || (in.fail() && !in.eof())) return absl::InvalidArgumentError(absl::StrCat("cannot read ", path, "; is it a file?"));
+  if (in.bad() || (in.fail() && !in.eof()))
+    return absl::InvalidArgumentError(absl::StrCat("cannot read ", path, "; is it a file?"));
   text.resize(static_cast<size_t>(in.gcount()));
-  if (text.size() > kFileBytesMax) return absl::InvalidArgumentError(absl::StrCat(path, " is larger than 1 MiB"));
+  if (text.size() > kFileBytesMax)
+    return absl::InvalidArgumentError(absl::StrCat(path, " is larger than 1 MiB"));
   return text;
 }
 
 }  // namespace
 
 absl::StatusOr<LoadedConfig> LoadConfigText(std::string_view toml_text, std::string_view file_name,
-                                            const std::vector<std::string>& sets, const Machine& machine) {
+                                            const std::vector<std::string>& sets,
+                                            const Machine& machine) {
   WrittenByKey written;
   RETURN_IF_ERROR(ReadToml(toml_text, file_name, &written));
   for (const std::string& set : sets) RETURN_IF_ERROR(ReadSet(set, &written));
   return Apply(written, machine);
 }
 
-absl::StatusOr<LoadedConfig> LoadConfig(const std::optional<std::string>& file, const std::vector<std::string>& sets,
+absl::StatusOr<LoadedConfig> LoadConfig(const std::optional<std::string>& file,
+                                        const std::vector<std::string>& sets,
                                         const Machine& machine) {
   if (!file.has_value()) return LoadConfigText("", "", sets, machine);
   ASSIGN_OR_RETURN(std::string text, ReadFile(*file));
@@ -189,7 +206,8 @@ ConfigChange CompareConfigs(const LoadedConfig& before, const LoadedConfig& afte
   for (size_t i = 0; i < before.values.size() && i < after.values.size(); ++i) {
     if (before.values[i].value == after.values[i].value) continue;
     const ConfigKey* key = FindConfigKey(after.values[i].key);
-    (key != nullptr && key->is_live ? change.live : change.needs_restart).push_back(after.values[i].key);
+    (key != nullptr && key->is_live ? change.live : change.needs_restart)
+        .push_back(after.values[i].key);
   }
   return change;
 }
@@ -197,8 +215,9 @@ ConfigChange CompareConfigs(const LoadedConfig& before, const LoadedConfig& afte
 std::string DescribeKeys() {
   std::string out;
   for (const ConfigKey& key : ConfigKeys()) {
-    absl::StrAppend(&out, "  ", AbslView(key.name), "  (", AbslView(key.type), ", default ", AbslView(key.default_text), ")\n      ",
-                    AbslView(key.meaning), ". Valid: ", AbslView(key.valid), "\n");
+    absl::StrAppend(&out, "  ", AbslView(key.name), "  (", AbslView(key.type), ", default ",
+                    AbslView(key.default_text), ")\n      ", AbslView(key.meaning),
+                    ". Valid: ", AbslView(key.valid), "\n");
   }
   return out;
 }

@@ -1,7 +1,9 @@
-// The configuration of kvstored: one TOML file, `--set section.key=value` over it, and a table of keys that says what is valid.
+// The configuration of kvstored: one TOML file, `--set section.key=value` over it, and a table of
+// keys that says what is valid.
 //
-// A key that is not in the table, a value that does not parse or is out of range stops the program; nothing is adjusted. The table is
-// the one source for parsing, for error messages, for `--help`, `--check-config` and `kvctl config`.
+// A key that is not in the table, a value that does not parse or is out of range stops the program;
+// nothing is adjusted. The table is the one source for parsing, for error messages, for `--help`,
+// `--check-config` and `kvctl config`.
 //
 // Immutable once loaded; SIGHUP loads a second one and compares.
 #pragma once
@@ -77,7 +79,8 @@ struct ConfigValue {
   std::string source;
 };
 
-// What defaults and percentages refer to. Filled by main(): the only place that looks at the environment and the machine.
+// What defaults and percentages refer to. Filled by main(): the only place that looks at the
+// environment and the machine.
 struct Machine {
   uint64_t memory_bytes = 0;
   std::string default_socket_path;
@@ -89,14 +92,18 @@ struct LoadedConfig {
 };
 
 // `file`: path of a TOML file, or nullopt. `sets`: "section.key=value", later ones win.
-// Errors: InvalidArgument naming the key, its value and what is valid; NotFound / PermissionDenied, the file.
-absl::StatusOr<LoadedConfig> LoadConfig(const std::optional<std::string>& file, const std::vector<std::string>& sets,
+// Errors: InvalidArgument naming the key, its value and what is valid; NotFound / PermissionDenied,
+// the file.
+absl::StatusOr<LoadedConfig> LoadConfig(const std::optional<std::string>& file,
+                                        const std::vector<std::string>& sets,
                                         const Machine& machine);
 // As above with the file's content given. For tests and fuzzing.
-absl::StatusOr<LoadedConfig> LoadConfigText(std::string_view toml, std::string_view file_name, const std::vector<std::string>& sets,
+absl::StatusOr<LoadedConfig> LoadConfigText(std::string_view toml, std::string_view file_name,
+                                            const std::vector<std::string>& sets,
                                             const Machine& machine);
 
-// Keys whose value differs; split into those that a running daemon takes over and those that need a restart.
+// Keys whose value differs; split into those that a running daemon takes over and those that need a
+// restart.
 struct ConfigChange {
   std::vector<std::string> live;
   std::vector<std::string> needs_restart;

@@ -25,7 +25,8 @@ absl::Status OutOfRange() { return absl::InvalidArgumentError("out of range"); }
 absl::StatusOr<uint64_t> ParseInteger(std::string_view text, uint64_t low, uint64_t high) {
   uint64_t value = 0;
   auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) return absl::InvalidArgumentError("not an integer");
+  if (error != std::errc() || end != text.data() + text.size())
+    return absl::InvalidArgumentError("not an integer");
   if (value < low || value > high) return OutOfRange();
   return value;
 }
@@ -33,9 +34,13 @@ absl::StatusOr<uint64_t> ParseInteger(std::string_view text, uint64_t low, uint6
 // Row builders: one a type, so that a row reads as what it is.
 
 template <auto Section, auto Field>
-ConfigKey IntegerKey(std::string_view name, std::string_view default_text, std::string_view valid, std::string_view meaning,
-                     std::pair<uint64_t, uint64_t> range) {
-  return {.name = name, .type = "integer", .default_text = default_text, .valid = valid, .meaning = meaning,
+ConfigKey IntegerKey(std::string_view name, std::string_view default_text, std::string_view valid,
+                     std::string_view meaning, std::pair<uint64_t, uint64_t> range) {
+  return {.name = name,
+          .type = "integer",
+          .default_text = default_text,
+          .valid = valid,
+          .meaning = meaning,
           .parse = [range](const Values& v, const Machine&, Config* c) -> absl::Status {
             ASSIGN_OR_RETURN((c->*Section).*Field, ParseInteger(v[0], range.first, range.second));
             return absl::OkStatus();
@@ -45,14 +50,19 @@ ConfigKey IntegerKey(std::string_view name, std::string_view default_text, std::
 
 // As sizes below: printed so that it can be given back.
 std::string PrintDuration(absl::Duration value) {
-  if (value % absl::Seconds(1) == absl::ZeroDuration()) return absl::StrCat(absl::ToInt64Seconds(value), "s");
+  if (value % absl::Seconds(1) == absl::ZeroDuration())
+    return absl::StrCat(absl::ToInt64Seconds(value), "s");
   return absl::StrCat(absl::ToInt64Microseconds(value), "us");
 }
 
 template <auto Section, auto Field>
-ConfigKey DurationKey(std::string_view name, std::string_view default_text, std::string_view valid, std::string_view meaning,
-                      std::pair<absl::Duration, absl::Duration> range) {
-  return {.name = name, .type = "time", .default_text = default_text, .valid = valid, .meaning = meaning,
+ConfigKey DurationKey(std::string_view name, std::string_view default_text, std::string_view valid,
+                      std::string_view meaning, std::pair<absl::Duration, absl::Duration> range) {
+  return {.name = name,
+          .type = "time",
+          .default_text = default_text,
+          .valid = valid,
+          .meaning = meaning,
           .parse = [range](const Values& v, const Machine&, Config* c) -> absl::Status {
             ASSIGN_OR_RETURN(absl::Duration value, ParseDuration(v[0]));
             if (value < range.first || value > range.second) return OutOfRange();
@@ -72,11 +82,18 @@ std::string PrintBytes(uint64_t bytes) {
 enum class Percent { kOfMemory, kRefused };
 
 template <auto Section, auto Field>
-ConfigKey BytesKey(std::string_view name, std::string_view default_text, std::string_view valid, std::string_view meaning,
-                   Percent percent, std::pair<uint64_t, uint64_t> range) {
-  return {.name = name, .type = "size", .default_text = default_text, .valid = valid, .meaning = meaning,
-          .parse = [range, percent](const Values& v, const Machine& machine, Config* c) -> absl::Status {
-            ASSIGN_OR_RETURN(uint64_t value, ParseBytes(v[0], percent == Percent::kOfMemory ? machine.memory_bytes : 0));
+ConfigKey BytesKey(std::string_view name, std::string_view default_text, std::string_view valid,
+                   std::string_view meaning, Percent percent, std::pair<uint64_t, uint64_t> range) {
+  return {.name = name,
+          .type = "size",
+          .default_text = default_text,
+          .valid = valid,
+          .meaning = meaning,
+          .parse = [range, percent](const Values& v, const Machine& machine,
+                                    Config* c) -> absl::Status {
+            ASSIGN_OR_RETURN(
+                uint64_t value,
+                ParseBytes(v[0], percent == Percent::kOfMemory ? machine.memory_bytes : 0));
             if (value < range.first || value > range.second) return OutOfRange();
             (c->*Section).*Field = value;
             return absl::OkStatus();
@@ -90,9 +107,11 @@ absl::Status ParseListen(const Values& values, const Machine&, Config* config) {
   std::set<std::string> seen;
   for (const std::string& value : values) {
     if (!value.starts_with("unix:") && !value.starts_with("tcp:")) {
-      return absl::InvalidArgumentError(absl::StrCat("'", value, "' is neither unix:PATH nor tcp:HOST:PORT"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("'", value, "' is neither unix:PATH nor tcp:HOST:PORT"));
     }
-    if (!seen.insert(value).second) return absl::InvalidArgumentError(absl::StrCat("'", value, "' is there twice"));
+    if (!seen.insert(value).second)
+      return absl::InvalidArgumentError(absl::StrCat("'", value, "' is there twice"));
   }
   config->server.listen = values;
   return absl::OkStatus();
@@ -113,29 +132,44 @@ absl::Status ParseDirs(const Values& values, const Machine&, Config* config) {
   if (values.size() > 16) return absl::InvalidArgumentError("more than 16 directories");
   std::set<std::string> seen;
   for (const std::string& value : values) {
-    if (!value.starts_with('/')) return absl::InvalidArgumentError(absl::StrCat("'", value, "' is not an absolute path"));
-    if (!seen.insert(value).second) return absl::InvalidArgumentError(absl::StrCat("'", value, "' is there twice"));
+    if (!value.starts_with('/'))
+      return absl::InvalidArgumentError(absl::StrCat("'", value, "' is not an absolute path"));
+    if (!seen.insert(value).second)
+      return absl::InvalidArgumentError(absl::StrCat("'", value, "' is there twice"));
   }
   config->nvme.dirs = values;
   return absl::OkStatus();
 }
 
-ConfigKey WriteModeKey(std::string_view name, kvstore::policy::WriteMode Config::Policy::*field, std::string_view meaning) {
-  return {.name = name, .type = "name", .default_text = "through", .valid = "through, back", .meaning = meaning,
+ConfigKey WriteModeKey(std::string_view name, kvstore::policy::WriteMode Config::Policy::*field,
+                       std::string_view meaning) {
+  return {.name = name,
+          .type = "name",
+          .default_text = "through",
+          .valid = "through, back",
+          .meaning = meaning,
           .parse = [field](const Values& v, const Machine&, Config* c) -> absl::Status {
             ASSIGN_OR_RETURN(c->policy.*field, kvstore::policy::ParseWriteMode(v[0]));
             return absl::OkStatus();
           },
-          .print = [field](const Config& c) { return std::string(kvstore::policy::WriteModeName(c.policy.*field)); }};
+          .print =
+              [field](const Config& c) {
+                return std::string(kvstore::policy::WriteModeName(c.policy.*field));
+              }};
 }
 
 // A text that is one of a few.
 template <auto Section, auto Field>
-ConfigKey NameKey(std::string_view name, std::string_view default_text, std::string_view valid, std::string_view meaning,
-                  std::vector<std::string> choices) {
-  return {.name = name, .type = "name", .default_text = default_text, .valid = valid, .meaning = meaning,
+ConfigKey NameKey(std::string_view name, std::string_view default_text, std::string_view valid,
+                  std::string_view meaning, std::vector<std::string> choices) {
+  return {.name = name,
+          .type = "name",
+          .default_text = default_text,
+          .valid = valid,
+          .meaning = meaning,
           .parse = [choices](const Values& v, const Machine&, Config* c) -> absl::Status {
-            if (std::ranges::find(choices, v[0]) == choices.end()) return absl::InvalidArgumentError("no such name");
+            if (std::ranges::find(choices, v[0]) == choices.end())
+              return absl::InvalidArgumentError("no such name");
             (c->*Section).*Field = v[0];
             return absl::OkStatus();
           },
@@ -143,107 +177,142 @@ ConfigKey NameKey(std::string_view name, std::string_view default_text, std::str
 }
 
 void AddServerKeys(std::vector<ConfigKey>* keys) {
-  keys->push_back({.name = "server.listen", .type = "list of addresses",
-                   .default_text = "unix:$XDG_RUNTIME_DIR/kvstore/kvstored.sock (root: unix:/run/kvstore/kvstored.sock)",
-                   .valid = "unix:PATH, tcp:HOST:PORT with a loopback HOST; 1 to 8 of them",
-                   .meaning = "where clients connect; the memory socket is beside each unix one, PATH.mem", .is_list = true,
-                   .parse = ParseListen,
-                   .print = [](const Config& c) { return absl::StrJoin(c.server.listen, ","); }});
+  keys->push_back(
+      {.name = "server.listen",
+       .type = "list of addresses",
+       .default_text =
+           "unix:$XDG_RUNTIME_DIR/kvstore/kvstored.sock (root: unix:/run/kvstore/kvstored.sock)",
+       .valid = "unix:PATH, tcp:HOST:PORT with a loopback HOST; 1 to 8 of them",
+       .meaning = "where clients connect; the memory socket is beside each unix one, PATH.mem",
+       .is_list = true,
+       .parse = ParseListen,
+       .print = [](const Config& c) { return absl::StrJoin(c.server.listen, ","); }});
   keys->push_back(IntegerKey<&Config::server, &Config::Server::sessions_max>(
       "server.sessions_max", "1024", "1 to 65536", "shared-memory sessions at a time", {1, 65536}));
-  keys->push_back({.name = "auth.allow_uids", .type = "list of uids", .default_text = "(none)", .valid = "0 to 4294967294; at most 64",
-                   .meaning = "who may connect beside our own uid and root; uid N is tenant uid-N", .is_list = true,
-                   .parse = ParseUids, .print = [](const Config& c) { return absl::StrJoin(c.auth.allow_uids, ","); }});
+  keys->push_back({.name = "auth.allow_uids",
+                   .type = "list of uids",
+                   .default_text = "(none)",
+                   .valid = "0 to 4294967294; at most 64",
+                   .meaning = "who may connect beside our own uid and root; uid N is tenant uid-N",
+                   .is_list = true,
+                   .parse = ParseUids,
+                   .print = [](const Config& c) { return absl::StrJoin(c.auth.allow_uids, ","); }});
 }
 
 void AddTierKeys(std::vector<ConfigKey>* keys) {
-  keys->push_back(NameKey<&Config::gpu, &Config::Gpu::device>("tier.gpu.device", "(no GPU tier)", "host",
-                                                              "device whose memory is the GPU tier; host stands in for one",
-                                                              {"host"}));
-  keys->push_back(BytesKey<&Config::gpu, &Config::Gpu::bytes>("tier.gpu.bytes", "(required with tier.gpu.device)",
-                                                              "1MiB to 16TiB", "capacity of the GPU tier", Percent::kRefused,
-                                                              {kMiB, 16 * kTiB}));
-  keys->push_back(BytesKey<&Config::dram, &Config::Dram::bytes>("tier.dram.bytes", "25% of memory, at most 8GiB",
-                                                                "1MiB to 16TiB, or a percentage of memory",
-                                                                "capacity of the DRAM tier", Percent::kOfMemory,
-                                                                {kMiB, 16 * kTiB}));
-  keys->push_back({.name = "tier.dram.hugepages", .type = "name", .default_text = "auto", .valid = "auto, off",
-                   .meaning = "auto: huge pages where the kernel has them, else normal ones",
-                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-                     if (v[0] != "auto" && v[0] != "off") return absl::InvalidArgumentError("no such name");
-                     c->dram.hugepages = v[0] == "auto" ? HugePages::kAuto : HugePages::kOff;
-                     return absl::OkStatus();
-                   },
-                   .print = [](const Config& c) { return c.dram.hugepages == HugePages::kAuto ? "auto" : "off"; }});
-  keys->push_back({.name = "tier.nvme.dirs", .type = "list of paths", .default_text = "(no NVMe tier)",
-                   .valid = "absolute paths; at most 16", .meaning = "directories of the NVMe tier, one a disk", .is_list = true,
-                   .parse = ParseDirs, .print = [](const Config& c) { return absl::StrJoin(c.nvme.dirs, ","); }});
-  keys->push_back(BytesKey<&Config::nvme, &Config::Nvme::bytes>("tier.nvme.bytes", "(required with tier.nvme.dirs)",
-                                                                "1MiB to 1024TiB", "capacity of the NVMe tier, all directories together",
-                                                                Percent::kRefused, {kMiB, 1024 * kTiB}));
-  keys->push_back(IntegerKey<&Config::nvme, &Config::Nvme::queue_depth>("tier.nvme.queue_depth", "64", "1 to 1024",
-                                                                        "operations in flight on the NVMe tier", {1, 1024}));
+  keys->push_back(NameKey<&Config::gpu, &Config::Gpu::device>(
+      "tier.gpu.device", "(no GPU tier)", "host",
+      "device whose memory is the GPU tier; host stands in for one", {"host"}));
+  keys->push_back(BytesKey<&Config::gpu, &Config::Gpu::bytes>(
+      "tier.gpu.bytes", "(required with tier.gpu.device)", "1MiB to 16TiB",
+      "capacity of the GPU tier", Percent::kRefused, {kMiB, 16 * kTiB}));
+  keys->push_back(BytesKey<&Config::dram, &Config::Dram::bytes>(
+      "tier.dram.bytes", "25% of memory, at most 8GiB", "1MiB to 16TiB, or a percentage of memory",
+      "capacity of the DRAM tier", Percent::kOfMemory, {kMiB, 16 * kTiB}));
+  keys->push_back(
+      {.name = "tier.dram.hugepages",
+       .type = "name",
+       .default_text = "auto",
+       .valid = "auto, off",
+       .meaning = "auto: huge pages where the kernel has them, else normal ones",
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         if (v[0] != "auto" && v[0] != "off") return absl::InvalidArgumentError("no such name");
+         c->dram.hugepages = v[0] == "auto" ? HugePages::kAuto : HugePages::kOff;
+         return absl::OkStatus();
+       },
+       .print =
+           [](const Config& c) { return c.dram.hugepages == HugePages::kAuto ? "auto" : "off"; }});
+  keys->push_back({.name = "tier.nvme.dirs",
+                   .type = "list of paths",
+                   .default_text = "(no NVMe tier)",
+                   .valid = "absolute paths; at most 16",
+                   .meaning = "directories of the NVMe tier, one a disk",
+                   .is_list = true,
+                   .parse = ParseDirs,
+                   .print = [](const Config& c) { return absl::StrJoin(c.nvme.dirs, ","); }});
+  keys->push_back(BytesKey<&Config::nvme, &Config::Nvme::bytes>(
+      "tier.nvme.bytes", "(required with tier.nvme.dirs)", "1MiB to 1024TiB",
+      "capacity of the NVMe tier, all directories together", Percent::kRefused,
+      {kMiB, 1024 * kTiB}));
+  keys->push_back(IntegerKey<&Config::nvme, &Config::Nvme::queue_depth>(
+      "tier.nvme.queue_depth", "64", "1 to 1024", "operations in flight on the NVMe tier",
+      {1, 1024}));
 }
 
 void AddPolicyKeys(std::vector<ConfigKey>* keys) {
   keys->push_back(WriteModeKey("policy.write.dram", &Config::Policy::write_to_dram,
                                "when DRAM gets its copy of a page that was saved to the GPU tier"));
-  keys->push_back(WriteModeKey("policy.write.nvme", &Config::Policy::write_to_nvme,
-                               "when NVMe gets its copy of a page in DRAM: at once, or when DRAM evicts it"));
   keys->push_back(
-      NameKey<&Config::policy, &Config::Policy::evict>("policy.evict", "lru", "lru", "which page goes first; leaves before parents",
-                                                       {"lru"}));
+      WriteModeKey("policy.write.nvme", &Config::Policy::write_to_nvme,
+                   "when NVMe gets its copy of a page in DRAM: at once, or when DRAM evicts it"));
+  keys->push_back(NameKey<&Config::policy, &Config::Policy::evict>(
+      "policy.evict", "lru", "lru", "which page goes first; leaves before parents", {"lru"}));
 }
 
 void AddTimeKeys(std::vector<ConfigKey>* keys) {
   keys->push_back(DurationKey<&Config::limits, &Config::Limits::lease_time>(
-      "limits.lease_time", "30s", "1s to 1h", "a lease or reservation that is not renewed ends after this",
+      "limits.lease_time", "30s", "1s to 1h",
+      "a lease or reservation that is not renewed ends after this",
       {absl::Seconds(1), absl::Hours(1)}));
   keys->push_back(DurationKey<&Config::limits, &Config::Limits::move_deadline>(
-      "limits.move_deadline", "2s", "10ms to 10m", "for one move of a page between tiers", {absl::Milliseconds(10), absl::Minutes(10)}));
+      "limits.move_deadline", "2s", "10ms to 10m", "for one move of a page between tiers",
+      {absl::Milliseconds(10), absl::Minutes(10)}));
   keys->push_back(DurationKey<&Config::limits, &Config::Limits::call_deadline>(
-      "limits.call_deadline", "2s", "10ms to 10m", "of a call that carries no deadline", {absl::Milliseconds(10), absl::Minutes(10)}));
+      "limits.call_deadline", "2s", "10ms to 10m", "of a call that carries no deadline",
+      {absl::Milliseconds(10), absl::Minutes(10)}));
   keys->push_back(DurationKey<&Config::limits, &Config::Limits::bulk_deadline>(
-      "limits.bulk_deadline", "1m", "1s to 10m", "as call_deadline, for Put, Get, Acquire and Verify",
-      {absl::Seconds(1), absl::Minutes(10)}));
+      "limits.bulk_deadline", "1m", "1s to 10m",
+      "as call_deadline, for Put, Get, Acquire and Verify", {absl::Seconds(1), absl::Minutes(10)}));
   keys->push_back(DurationKey<&Config::limits, &Config::Limits::handshake_time>(
-      "limits.handshake_time", "5s", "100ms to 1m", "a client that connects and says nothing is dropped after this",
+      "limits.handshake_time", "5s", "100ms to 1m",
+      "a client that connects and says nothing is dropped after this",
       {absl::Milliseconds(100), absl::Minutes(1)}));
 }
 
 void AddBoundKeys(std::vector<ConfigKey>* keys) {
-  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::core_queue>("limits.core_queue", "4096", "16 to 1000000",
-                                                                           "calls that wait for the core thread", {16, 1000000}));
-  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls>("limits.calls", "1024", "1 to 65536",
-                                                                      "calls being served at a time", {1, 65536}));
-  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls_per_uid>("limits.calls_per_uid", "512", "1 to 65536",
-                                                                              "as limits.calls, of one uid", {1, 65536}));
-  keys->push_back(BytesKey<&Config::limits, &Config::Limits::call_bytes>("limits.call_bytes", "256MiB", "16MiB to 1TiB",
-                                                                         "memory that calls being served hold, all together",
-                                                                         Percent::kRefused, {16 * kMiB, kTiB}));
-  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::connections>("limits.connections", "512", "1 to 65536",
-                                                                            "gRPC connections at a time", {1, 65536}));
+  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::core_queue>(
+      "limits.core_queue", "4096", "16 to 1000000", "calls that wait for the core thread",
+      {16, 1000000}));
+  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls>(
+      "limits.calls", "1024", "1 to 65536", "calls being served at a time", {1, 65536}));
+  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls_per_uid>(
+      "limits.calls_per_uid", "512", "1 to 65536", "as limits.calls, of one uid", {1, 65536}));
+  keys->push_back(BytesKey<&Config::limits, &Config::Limits::call_bytes>(
+      "limits.call_bytes", "256MiB", "16MiB to 1TiB",
+      "memory that calls being served hold, all together", Percent::kRefused, {16 * kMiB, kTiB}));
+  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::connections>(
+      "limits.connections", "512", "1 to 65536", "gRPC connections at a time", {1, 65536}));
   keys->push_back(IntegerKey<&Config::limits, &Config::Limits::connections_per_uid>(
-      "limits.connections_per_uid", "256", "1 to 65536", "as limits.connections, of one uid", {1, 65536}));
-  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::namespaces>("limits.namespaces", "1024", "1 to 1000000",
-                                                                           "namespaces at a time", {1, 1000000}));
+      "limits.connections_per_uid", "256", "1 to 65536", "as limits.connections, of one uid",
+      {1, 65536}));
+  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::namespaces>(
+      "limits.namespaces", "1024", "1 to 1000000", "namespaces at a time", {1, 1000000}));
 }
 
 void AddLogKeys(std::vector<ConfigKey>* keys) {
-  keys->push_back({.name = "log.level", .type = "name", .default_text = "info", .valid = "debug, info, warning, error",
-                   .meaning = "least severe events that are logged", .is_live = true,
-                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-                     ASSIGN_OR_RETURN(c->log.level, ParseLogLevel(v[0]));
-                     return absl::OkStatus();
-                   },
-                   .print = [](const Config& c) { return std::string(LogLevelName(c.log.level)); }});
-  keys->push_back({.name = "log.format", .type = "name", .default_text = "text", .valid = "text, json",
-                   .meaning = "how a line looks",
-                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-                     ASSIGN_OR_RETURN(c->log.format, ParseLogFormat(v[0]));
-                     return absl::OkStatus();
-                   },
-                   .print = [](const Config& c) { return std::string(LogFormatName(c.log.format)); }});
+  keys->push_back(
+      {.name = "log.level",
+       .type = "name",
+       .default_text = "info",
+       .valid = "debug, info, warning, error",
+       .meaning = "least severe events that are logged",
+       .is_live = true,
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         ASSIGN_OR_RETURN(c->log.level, ParseLogLevel(v[0]));
+         return absl::OkStatus();
+       },
+       .print = [](const Config& c) { return std::string(LogLevelName(c.log.level)); }});
+  keys->push_back(
+      {.name = "log.format",
+       .type = "name",
+       .default_text = "text",
+       .valid = "text, json",
+       .meaning = "how a line looks",
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         ASSIGN_OR_RETURN(c->log.format, ParseLogFormat(v[0]));
+         return absl::OkStatus();
+       },
+       .print = [](const Config& c) { return std::string(LogFormatName(c.log.format)); }});
 }
 
 }  // namespace
@@ -276,19 +345,24 @@ void ApplyMachineDefaults(const Machine& machine, Config* config) {
 
 absl::Status CheckConfig(const Config& config) {
   if (!config.gpu.device.empty() && config.gpu.bytes == 0) {
-    return absl::InvalidArgumentError("tier.gpu.device is set but tier.gpu.bytes is not; e.g. tier.gpu.bytes=1GiB");
+    return absl::InvalidArgumentError(
+        "tier.gpu.device is set but tier.gpu.bytes is not; e.g. tier.gpu.bytes=1GiB");
   }
   if (config.gpu.device.empty() && config.gpu.bytes != 0) {
-    return absl::InvalidArgumentError("tier.gpu.bytes is set but tier.gpu.device is not; valid: host");
+    return absl::InvalidArgumentError(
+        "tier.gpu.bytes is set but tier.gpu.device is not; valid: host");
   }
   if (!config.nvme.dirs.empty() && config.nvme.bytes == 0) {
-    return absl::InvalidArgumentError("tier.nvme.dirs is set but tier.nvme.bytes is not; e.g. tier.nvme.bytes=100GiB");
+    return absl::InvalidArgumentError(
+        "tier.nvme.dirs is set but tier.nvme.bytes is not; e.g. tier.nvme.bytes=100GiB");
   }
   if (config.nvme.dirs.empty() && config.nvme.bytes != 0) {
-    return absl::InvalidArgumentError("tier.nvme.bytes is set but tier.nvme.dirs is not; e.g. tier.nvme.dirs=/var/lib/kvstore");
+    return absl::InvalidArgumentError(
+        "tier.nvme.bytes is set but tier.nvme.dirs is not; e.g. tier.nvme.dirs=/var/lib/kvstore");
   }
   if (config.dram.bytes == 0) {
-    return absl::InvalidArgumentError("tier.dram.bytes has no default on this machine; e.g. tier.dram.bytes=1GiB");
+    return absl::InvalidArgumentError(
+        "tier.dram.bytes has no default on this machine; e.g. tier.dram.bytes=1GiB");
   }
   return absl::OkStatus();
 }

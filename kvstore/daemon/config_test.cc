@@ -12,9 +12,11 @@ using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-const Machine kMachine{.memory_bytes = uint64_t{16} << 30, .default_socket_path = "/run/kvstore/kvstored.sock"};
+const Machine kMachine{.memory_bytes = uint64_t{16} << 30,
+                       .default_socket_path = "/run/kvstore/kvstored.sock"};
 
-absl::StatusOr<LoadedConfig> Load(std::string_view toml, const std::vector<std::string>& sets = {}) {
+absl::StatusOr<LoadedConfig> Load(std::string_view toml,
+                                  const std::vector<std::string>& sets = {}) {
   return LoadConfigText(toml, "test.toml", sets, kMachine);
 }
 
@@ -85,7 +87,8 @@ TEST(Config, PolicyWriteIsANameOrATableByTier) {
 }
 
 TEST(Config, SetWinsOverTheFileAndTheSourceTells) {
-  absl::StatusOr<LoadedConfig> loaded = Load("[log]\nlevel = \"debug\"\nformat = \"json\"\n", {"log.level=error"});
+  absl::StatusOr<LoadedConfig> loaded =
+      Load("[log]\nlevel = \"debug\"\nformat = \"json\"\n", {"log.level=error"});
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_EQ(loaded->config.log.level, LogLevel::kError);
   std::map<std::string, std::string> sources;
@@ -102,13 +105,16 @@ TEST(Config, SetTakesListsWithCommasOrAsToml) {
 
 TEST(Config, AnUnknownKeyIsRefusedWithKeyValueAndValidOnes) {
   EXPECT_THAT(ErrorOf("[tier.dram]\nbites = \"1GiB\"\n"),
-              AllOf(HasSubstr("tier.dram.bites"), HasSubstr("'1GiB'"), HasSubstr("unknown key"), HasSubstr("tier.dram.bytes")));
-  EXPECT_THAT(ErrorOf("", {"colour.red=1"}), AllOf(HasSubstr("colour.red"), HasSubstr("sections server, auth, tier")));
+              AllOf(HasSubstr("tier.dram.bites"), HasSubstr("'1GiB'"), HasSubstr("unknown key"),
+                    HasSubstr("tier.dram.bytes")));
+  EXPECT_THAT(ErrorOf("", {"colour.red=1"}),
+              AllOf(HasSubstr("colour.red"), HasSubstr("sections server, auth, tier")));
 }
 
 TEST(Config, KeysOfLaterVersionsAreUnknown) {
-  for (const char* set : {"server.http=127.0.0.1:80", "auth.tls_cert=/a", "tier.dram.backing=/a", "tier.peer.listen=a",
-                          "tier.shared.url=redis://a", "policy.admit=always", "policy.prefetch=none"}) {
+  for (const char* set : {"server.http=127.0.0.1:80", "auth.tls_cert=/a", "tier.dram.backing=/a",
+                          "tier.peer.listen=a", "tier.shared.url=redis://a", "policy.admit=always",
+                          "policy.prefetch=none"}) {
     EXPECT_THAT(ErrorOf("", {set}), HasSubstr("unknown key")) << set;
   }
 }
@@ -147,12 +153,15 @@ TEST(Config, BadValuesAreRefusedWithKeyValueAndRange) {
 
 TEST(Config, TypesThatDoNotFitAreRefused) {
   EXPECT_THAT(ErrorOf("[server]\nlisten = \"unix:/a\"\n"), HasSubstr("not a list"));
-  EXPECT_THAT(ErrorOf("[log]\nlevel = [\"info\"]\n"), HasSubstr("a list where one value is wanted"));
+  EXPECT_THAT(ErrorOf("[log]\nlevel = [\"info\"]\n"),
+              HasSubstr("a list where one value is wanted"));
   EXPECT_THAT(ErrorOf("[limits]\ncalls = 1.5\n"), HasSubstr("neither a string nor an integer"));
   EXPECT_THAT(ErrorOf("server = 3\n"), HasSubstr("unknown key"));
 }
 
-TEST(Config, ASyntaxErrorNamesFileAndLine) { EXPECT_THAT(ErrorOf("[log]\nlevel = \n"), HasSubstr("test.toml:2")); }
+TEST(Config, ASyntaxErrorNamesFileAndLine) {
+  EXPECT_THAT(ErrorOf("[log]\nlevel = \n"), HasSubstr("test.toml:2"));
+}
 
 TEST(Config, TiersNeedTheirSize) {
   EXPECT_THAT(ErrorOf("", {"tier.nvme.dirs=/a"}), HasSubstr("tier.nvme.bytes is not"));
@@ -161,14 +170,16 @@ TEST(Config, TiersNeedTheirSize) {
 }
 
 TEST(Config, AMissingFileIsNotFound) {
-  EXPECT_EQ(LoadConfig("/nonexistent/kvstored.toml", {}, kMachine).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(LoadConfig("/nonexistent/kvstored.toml", {}, kMachine).status().code(),
+            absl::StatusCode::kNotFound);
   EXPECT_FALSE(LoadConfig("/", {}, kMachine).ok());
 }
 
 TEST(Config, PrintedValuesCanBeGivenBack) {
   absl::StatusOr<LoadedConfig> first =
-      Load("", {"tier.dram.bytes=1500MiB", "tier.gpu.device=host", "tier.gpu.bytes=1048577B", "limits.lease_time=90s", "limits.move_deadline=1500ms",
-                "tier.nvme.dirs=/a,/b", "tier.nvme.bytes=3GiB", "auth.allow_uids=1"});
+      Load("", {"tier.dram.bytes=1500MiB", "tier.gpu.device=host", "tier.gpu.bytes=1048577B",
+                "limits.lease_time=90s", "limits.move_deadline=1500ms", "tier.nvme.dirs=/a,/b",
+                "tier.nvme.bytes=3GiB", "auth.allow_uids=1"});
   ASSERT_TRUE(first.ok()) << first.status();
   std::vector<std::string> sets;
   for (const ConfigValue& value : first->values) {
@@ -182,7 +193,8 @@ TEST(Config, PrintedValuesCanBeGivenBack) {
 }
 
 TEST(Config, AReloadTellsWhatNeedsARestart) {
-  const ConfigChange change = CompareConfigs(*Load(""), *Load("", {"log.level=debug", "limits.calls=5"}));
+  const ConfigChange change =
+      CompareConfigs(*Load(""), *Load("", {"log.level=debug", "limits.calls=5"}));
   EXPECT_THAT(change.live, ElementsAre("log.level"));
   EXPECT_THAT(change.needs_restart, ElementsAre("limits.calls"));
 }

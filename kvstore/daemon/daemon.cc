@@ -27,16 +27,19 @@
 namespace kvstore::daemon {
 namespace {
 
-// Descriptors that are kept for what is opened now and then: RocksDB's files, slabs on their way to clients, gRPC's pollers.
+// Descriptors that are kept for what is opened now and then: RocksDB's files, slabs on their way to
+// clients, gRPC's pollers.
 constexpr uint64_t kSpareFiles = 16;
 constexpr uint64_t kSpareFilesNvme = 64;
-constexpr absl::Duration kStopGrace = absl::Seconds(1);   // for calls in progress
+constexpr absl::Duration kStopGrace = absl::Seconds(1);  // for calls in progress
 
 uint64_t RandomIncarnation() {
   uint64_t value = 0;
-  // A clash would need a restart within the same incarnation number; without random bytes the pid and time do.
+  // A clash would need a restart within the same incarnation number; without random bytes the pid
+  // and time do.
   if (getrandom(&value, sizeof value, 0) != sizeof value) {
-    value = static_cast<uint64_t>(getpid()) ^ static_cast<uint64_t>(absl::ToUnixNanos(MonotonicClock().Now()));
+    value = static_cast<uint64_t>(getpid()) ^
+            static_cast<uint64_t>(absl::ToUnixNanos(MonotonicClock().Now()));
   }
   return value;
 }
@@ -69,7 +72,7 @@ struct Daemon::State {
   const Config config;
   absl::Mutex mutex;
   std::vector<ConfigValue> values ABSL_GUARDED_BY(mutex);
-  std::vector<std::string> degraded ABSL_GUARDED_BY(mutex);   // known since start; tiers add theirs
+  std::vector<std::string> degraded ABSL_GUARDED_BY(mutex);  // known since start; tiers add theirs
   MonotonicClock clock;
   std::unique_ptr<EventLoop> core;
   std::unique_ptr<tiers::GpuTier> gpu;
@@ -84,8 +87,9 @@ absl::Status Daemon::State::OpenTiers() {
   tiers::DramTier::Options dram_options;
   dram_options.slab_bytes = tiers::ChooseSlabBytes(config.dram.bytes);
   dram_options.bytes = config.dram.bytes;
-  dram_options.huge_pages =
-      config.dram.hugepages == HugePages::kAuto ? transfer::SealedMemory::HugePages::kTry : transfer::SealedMemory::HugePages::kOff;
+  dram_options.huge_pages = config.dram.hugepages == HugePages::kAuto
+                                ? transfer::SealedMemory::HugePages::kTry
+                                : transfer::SealedMemory::HugePages::kOff;
   ASSIGN_OR_RETURN(dram, tiers::DramTier::Create(dram_options, *core, clock));
   if (!config.gpu.device.empty()) {
     tiers::GpuTier::Options gpu_options;
@@ -110,8 +114,9 @@ absl::Status Daemon::State::OpenStore() {
   const store::StoreOptions options = StoreOptionsOf(config);
   RETURN_IF_ERROR(options.Validate());
   core->RunAndWait([this, &options] {
-    store = std::make_unique<store::Store>(options, store::Store::Tiers{.gpu = gpu.get(), .dram = dram.get(), .nvme = nvme.get()}, *core,
-                                           clock);
+    store = std::make_unique<store::Store>(
+        options, store::Store::Tiers{.gpu = gpu.get(), .dram = dram.get(), .nvme = nvme.get()},
+        *core, clock);
     store->Start([has_nvme = nvme != nullptr](absl::Status recovered) {
       if (!recovered.ok()) return Log(LogLevel::kError, "recovery failed", {{"status", recovered}});
       if (has_nvme) Log(LogLevel::kInfo, "recovery finished");
@@ -120,16 +125,20 @@ absl::Status Daemon::State::OpenStore() {
   return absl::OkStatus();
 }
 
-// A descriptor limit below what the caps promise would end in refusals at random places: the caps are lowered instead, and it is said.
+// A descriptor limit below what the caps promise would end in refusals at random places: the caps
+// are lowered instead, and it is said.
 service::ServiceOptions Daemon::State::FitToFileLimit(service::ServiceOptions options) {
   const uint64_t limit = RaiseFileLimit();
   const uint64_t used = CountOpenFiles() + kSpareFiles + (nvme != nullptr ? kSpareFilesNvme : 0);
   const uint64_t available = limit > used ? limit - used : 0;
   if (options.connections_max + options.sessions_max <= available) return options;
-  options.connections_max = std::min<uint64_t>(options.connections_max, std::max<uint64_t>(available / 2, 1));
-  options.sessions_max = std::min<uint64_t>(options.sessions_max, std::max<uint64_t>(available / 2, 1));
+  options.connections_max =
+      std::min<uint64_t>(options.connections_max, std::max<uint64_t>(available / 2, 1));
+  options.sessions_max =
+      std::min<uint64_t>(options.sessions_max, std::max<uint64_t>(available / 2, 1));
   absl::MutexLock lock(&mutex);
-  degraded.push_back(absl::StrCat("open files are limited to ", limit, ": at most ", options.connections_max, " connections and ",
+  degraded.push_back(absl::StrCat("open files are limited to ", limit, ": at most ",
+                                  options.connections_max, " connections and ",
                                   options.sessions_max, " sessions; raise LimitNOFILE"));
   return options;
 }
@@ -144,13 +153,16 @@ absl::Status Daemon::State::OpenService() {
   options.bulk_deadline = config.limits.bulk_deadline;
   options.lease_time = config.limits.lease_time;
   options.handshake_time = config.limits.handshake_time;
-  options.calls = {.calls = config.limits.calls, .calls_per_caller = config.limits.calls_per_uid, .bytes = config.limits.call_bytes};
+  options.calls = {.calls = config.limits.calls,
+                   .calls_per_caller = config.limits.calls_per_uid,
+                   .bytes = config.limits.call_bytes};
   options.connections_max = config.limits.connections;
   options.connections_per_uid_max = config.limits.connections_per_uid;
   for (const std::string& address : options.listen) {
     if (!address.starts_with("tcp:")) continue;
     absl::MutexLock lock(&mutex);
-    degraded.push_back(absl::StrCat(address, " has no authentication: every local process may act for tenant 'default'"));
+    degraded.push_back(absl::StrCat(
+        address, " has no authentication: every local process may act for tenant 'default'"));
   }
   service::DaemonFacts facts;
   facts.version = KVSTORE_VERSION;
@@ -166,10 +178,12 @@ absl::Status Daemon::State::OpenService() {
     if (tier == tiers::TierKind::kDram) owner = dram.get();
     if (owner == nullptr) return absl::NotFoundError("no such slab");
     ASSIGN_OR_RETURN(tiers::SlabExport exported, owner->Export(slab, tenant, access));
-    return service::ExportedSlab{
-        .slab = std::move(exported.slab), .generations = std::move(exported.generations), .slab_bytes = exported.slab_bytes};
+    return service::ExportedSlab{.slab = std::move(exported.slab),
+                                 .generations = std::move(exported.generations),
+                                 .slab_bytes = exported.slab_bytes};
   };
-  ASSIGN_OR_RETURN(service, service::Service::Create(FitToFileLimit(std::move(options)), *store, *core, exporter, std::move(facts), clock));
+  ASSIGN_OR_RETURN(service, service::Service::Create(FitToFileLimit(std::move(options)), *store,
+                                                     *core, exporter, std::move(facts), clock));
   return service->Start();
 }
 
@@ -210,7 +224,8 @@ Daemon::~Daemon() { Stop(absl::ZeroDuration()).IgnoreError(); }
 absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(LoadedConfig config) {
   auto state = std::make_unique<State>(std::move(config));
   RaiseFileLimit();
-  state->core = std::make_unique<EventLoop>("kv-core", state->config.limits.core_queue, state->clock);
+  state->core =
+      std::make_unique<EventLoop>("kv-core", state->config.limits.core_queue, state->clock);
   // From here on the destructor takes down whatever was opened.
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(state)));
   RETURN_IF_ERROR(daemon->state_->OpenTiers());
@@ -231,11 +246,13 @@ void Daemon::Reload(const LoadedConfig& fresh) {
   {
     absl::MutexLock lock(&state_->mutex);
     for (size_t i = 0; i < state_->values.size(); ++i) {
-      if (std::ranges::find(change.live, state_->values[i].key) != change.live.end()) state_->values[i] = fresh.values[i];
+      if (std::ranges::find(change.live, state_->values[i].key) != change.live.end())
+        state_->values[i] = fresh.values[i];
     }
   }
   Log(LogLevel::kInfo, "configuration reloaded",
-      {{"changed", absl::StrJoin(change.live, ",")}, {"needs_restart", absl::StrJoin(change.needs_restart, ",")}});
+      {{"changed", absl::StrJoin(change.live, ",")},
+       {"needs_restart", absl::StrJoin(change.needs_restart, ",")}});
 }
 
 absl::Status Daemon::Stop(absl::Duration drain_time) {
@@ -249,7 +266,8 @@ absl::Status Daemon::Stop(absl::Duration drain_time) {
     auto drained = std::make_shared<absl::Notification>();
     state.core->Post([&state, drained] { state.store->Drain([drained] { drained->Notify(); }); });
     if (!drained->WaitForNotificationWithTimeout(drain_time)) {
-      unfinished = absl::DeadlineExceededError("moves between tiers were not finished in time; blocks that are in DRAM only are lost");
+      unfinished = absl::DeadlineExceededError(
+          "moves between tiers were not finished in time; blocks that are in DRAM only are lost");
     }
   }
   if (state.service != nullptr) state.service->Stop(kStopGrace);

@@ -1,7 +1,8 @@
 // The daemon: wiring of core, tiers, store and service, and the order in which they start and stop.
 //
 //   core thread -> tiers (gpu, dram, nvme) -> store (recovery begins) -> service lets clients in
-//   SIGTERM: health NOT_SERVING -> store drains (no more saves, moves finish) -> service -> tiers -> store -> core thread
+//   SIGTERM: health NOT_SERVING -> store drains (no more saves, moves finish) -> service -> tiers
+//   -> store -> core thread
 //
 // Threads: confined to the main thread.
 #pragma once
@@ -29,7 +30,8 @@ class Daemon {
 
   // Takes over the keys that can change while running; names the others in the log.
   void Reload(const LoadedConfig& fresh);
-  // Drains for at most `drain_time`, then ends everything. Returns what was not finished in time, OK if nothing.
+  // Drains for at most `drain_time`, then ends everything. Returns what was not finished in time,
+  // OK if nothing.
   absl::Status Stop(absl::Duration drain_time);
 
  private:

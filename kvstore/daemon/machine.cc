@@ -64,10 +64,12 @@ uint64_t CgroupLimit() {
 Machine LookAtMachine() {
   Machine machine;
   machine.memory_bytes = TotalMemory();
-  if (const uint64_t limit = CgroupLimit(); limit != 0) machine.memory_bytes = std::min(machine.memory_bytes, limit);
+  if (const uint64_t limit = CgroupLimit(); limit != 0)
+    machine.memory_bytes = std::min(machine.memory_bytes, limit);
   const char* runtime_dir = std::getenv("XDG_RUNTIME_DIR");
   const bool has_own_dir = geteuid() != 0 && runtime_dir != nullptr && *runtime_dir != '\0';
-  machine.default_socket_path = std::string(has_own_dir ? runtime_dir : "/run") + "/kvstore/kvstored.sock";
+  machine.default_socket_path =
+      std::string(has_own_dir ? runtime_dir : "/run") + "/kvstore/kvstored.sock";
   return machine;
 }
 
@@ -84,7 +86,9 @@ uint64_t RaiseFileLimit() {
 uint64_t CountOpenFiles() {
   uint64_t count = 0;
   std::error_code error;
-  for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end; it.increment(error)) ++count;
+  for (std::filesystem::directory_iterator it("/proc/self/fd", error), end; !error && it != end;
+       it.increment(error))
+    ++count;
   return count;
 }
 

@@ -1,4 +1,5 @@
-// What the daemon asks of the machine and of its environment at start. The only place that reads environment variables.
+// What the daemon asks of the machine and of its environment at start. The only place that reads
+// environment variables.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +16,8 @@ Machine LookAtMachine();
 uint64_t RaiseFileLimit();
 uint64_t CountOpenFiles();
 
-// Files that we make are ours alone; memory that we hold is in no core dump and open to no debugger of another process of our uid.
+// Files that we make are ours alone; memory that we hold is in no core dump and open to no debugger
+// of another process of our uid.
 void HardenProcess();
 
 }  // namespace kvstore::daemon

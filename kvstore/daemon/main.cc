@@ -27,7 +27,8 @@ constexpr absl::Duration kDrainTime = absl::Seconds(6);
 constexpr char kFooter[] =
     "Examples:\n"
     "  kvstored                                        a Unix socket, DRAM only, no network\n"
-    "  kvstored --set tier.dram.bytes=16GiB --set tier.nvme.dirs=/var/lib/kvstore --set tier.nvme.bytes=200GiB\n"
+    "  kvstored --set tier.dram.bytes=16GiB --set tier.nvme.dirs=/var/lib/kvstore --set "
+    "tier.nvme.bytes=200GiB\n"
     "  kvstored --config /etc/kvstore/kvstored.toml --check-config\n"
     "\nSIGTERM drains and exits 0 within 10 s. SIGHUP reads the configuration again.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\nKeys:\n";
@@ -45,12 +46,13 @@ void PrintConfig(const LoadedConfig& loaded) {
     value_width = std::max(value_width, value.value.size());
   }
   for (const ConfigValue& value : loaded.values) {
-    std::printf("%-*s  %-*s  %s\n", static_cast<int>(key_width), value.key.c_str(), static_cast<int>(value_width), value.value.c_str(),
-                value.source.c_str());
+    std::printf("%-*s  %-*s  %s\n", static_cast<int>(key_width), value.key.c_str(),
+                static_cast<int>(value_width), value.value.c_str(), value.source.c_str());
   }
 }
 
-// Signals that end or reload us are taken one at a time by the main thread. Threads inherit the mask: before any is started.
+// Signals that end or reload us are taken one at a time by the main thread. Threads inherit the
+// mask: before any is started.
 sigset_t BlockSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -63,7 +65,8 @@ sigset_t BlockSignals() {
 void ReloadFrom(const Arguments& arguments, const Machine& machine, Daemon* daemon) {
   absl::StatusOr<LoadedConfig> fresh = LoadConfig(arguments.config_file, arguments.sets, machine);
   if (fresh.ok()) return daemon->Reload(*fresh);
-  Log(LogLevel::kError, "configuration not reloaded, the old one stays", {{"status", fresh.status()}});
+  Log(LogLevel::kError, "configuration not reloaded, the old one stays",
+      {{"status", fresh.status()}});
 }
 
 int Serve(const Arguments& arguments, const Machine& machine, LoadedConfig loaded) {
@@ -99,13 +102,15 @@ int Main(int argc, char** argv) {
   Arguments arguments;
   app.add_option("--config", arguments.config_file, "TOML file to read")->type_name("FILE");
   // One value each: a second word would be taken for another setting.
-  app.add_option("--set", arguments.sets, "section.key=value over the file; may be given more than once")
+  app.add_option("--set", arguments.sets,
+                 "section.key=value over the file; may be given more than once")
       ->type_name("KEY=VALUE")
       ->take_all()
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
-  app.add_flag("--check-config", arguments.check_config, "print every effective value and where it comes from, and exit");
+  app.add_flag("--check-config", arguments.check_config,
+               "print every effective value and where it comes from, and exit");
   app.set_version_flag("--version", "kvstored " + VersionText());
   app.footer(kFooter + DescribeKeys());
   try {

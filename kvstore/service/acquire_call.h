@@ -16,19 +16,22 @@
 
 namespace kvstore::service {
 
-// Updates that arrive while a write is under way are merged: what waits is bounded by the blocks of the call.
-class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>, public std::enable_shared_from_this<AcquireCall> {
+// Updates that arrive while a write is under way are merged: what waits is bounded by the blocks of
+// the call.
+class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>,
+                          public std::enable_shared_from_this<AcquireCall> {
  public:
-  static grpc::ServerWriteReactor<v1::AcquireResponse>* Start(const CallParts& parts, const Caller& caller,
-                                                              const grpc::CallbackServerContext& context,
-                                                              const v1::AcquireRequest& request);
+  static grpc::ServerWriteReactor<v1::AcquireResponse>* Start(
+      const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
+      const v1::AcquireRequest& request);
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
 
  private:
   explicit AcquireCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {}
-  absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context, const v1::AcquireRequest& request);
+  absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
+                       const v1::AcquireRequest& request);
   void StartOnCore(NamespaceKey key, BlockKeys blocks, store::AcquireOptions options);
   void OnUpdate(store::AcquireUpdate update);
   void WriteWaiting();
@@ -43,11 +46,12 @@ class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>, 
   bool has_ended_ = false;
   bool is_writing_ = false;
   bool is_first_delivered_ = false;
-  bool is_finishing_with_first_ = false;   // the first message is also the last: sent together with the status
+  bool is_finishing_with_first_ =
+      false;  // the first message is also the last: sent together with the status
   LeaseId lease_;
   std::optional<store::AcquireUpdate> waiting_;
   v1::AcquireResponse message_;
-  std::shared_ptr<AcquireCall> self_;      // until OnDone()
+  std::shared_ptr<AcquireCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

@@ -1,5 +1,5 @@
-// The admin service (proto/kvstore/v1/admin.proto). Only for the daemon's own uid and root: for everyone else each call ends with
-// PERMISSION_DENIED.
+// The admin service (proto/kvstore/v1/admin.proto). Only for the daemon's own uid and root: for
+// everyone else each call ends with PERMISSION_DENIED.
 //
 // Threads: thread-safe; as KvStoreService.
 #pragma once
@@ -16,12 +16,16 @@ namespace kvstore::service {
 class AdminService final : public v1::Admin::CallbackService {
  public:
   // `parts` and `facts` outlive the service.
-  AdminService(const CallParts& parts, const DaemonFacts& facts, Caller caller) : parts_(parts), facts_(facts), caller_(std::move(caller)) {}
+  AdminService(const CallParts& parts, const DaemonFacts& facts, Caller caller)
+      : parts_(parts), facts_(facts), caller_(std::move(caller)) {}
 
   using Context = grpc::CallbackServerContext;
-  grpc::ServerUnaryReactor* Status(Context*, const v1::StatusRequest*, v1::StatusResponse*) override;
-  grpc::ServerUnaryReactor* Config(Context*, const v1::ConfigRequest*, v1::ConfigResponse*) override;
-  grpc::ServerUnaryReactor* Namespaces(Context*, const v1::NamespacesRequest*, v1::NamespacesResponse*) override;
+  grpc::ServerUnaryReactor* Status(Context*, const v1::StatusRequest*,
+                                   v1::StatusResponse*) override;
+  grpc::ServerUnaryReactor* Config(Context*, const v1::ConfigRequest*,
+                                   v1::ConfigResponse*) override;
+  grpc::ServerUnaryReactor* Namespaces(Context*, const v1::NamespacesRequest*,
+                                       v1::NamespacesResponse*) override;
   grpc::ServerUnaryReactor* List(Context*, const v1::ListRequest*, v1::ListResponse*) override;
   grpc::ServerUnaryReactor* Evict(Context*, const v1::EvictRequest*, v1::EvictResponse*) override;
   grpc::ServerWriteReactor<v1::VerifyResponse>* Verify(Context*, const v1::VerifyRequest*) override;

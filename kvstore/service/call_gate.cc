@@ -17,7 +17,8 @@ absl::Status CallGate::Ticket::Grow(size_t bytes) {
   absl::MutexLock lock(&gate_->mutex_);
   if (bytes > gate_->limits_.bytes - gate_->bytes_) {
     ++gate_->refused_calls_;
-    return absl::ResourceExhaustedError(absl::StrCat("calls in progress hold limits.call_bytes = ", gate_->limits_.bytes, " bytes"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "calls in progress hold limits.call_bytes = ", gate_->limits_.bytes, " bytes"));
   }
   gate_->bytes_ += bytes;
   bytes_ += bytes;
@@ -39,13 +40,14 @@ absl::StatusOr<CallGate::Ticket> CallGate::Admit(CallerKey caller, size_t bytes)
   absl::MutexLock lock(&mutex_);
   auto it = calls_by_caller_.find(caller);
   const size_t of_caller = it == calls_by_caller_.end() ? 0 : it->second;
-  const char* full = calls_ >= limits_.calls                    ? "limits.calls"
-                     : of_caller >= limits_.calls_per_caller    ? "limits.calls_per_uid"
-                     : bytes > limits_.bytes - bytes_           ? "limits.call_bytes"
-                                                                : nullptr;
+  const char* full = calls_ >= limits_.calls                 ? "limits.calls"
+                     : of_caller >= limits_.calls_per_caller ? "limits.calls_per_uid"
+                     : bytes > limits_.bytes - bytes_        ? "limits.call_bytes"
+                                                             : nullptr;
   if (full != nullptr) {
     ++refused_calls_;
-    return absl::ResourceExhaustedError(absl::StrCat("too much in progress: ", full, " is reached; wait and try again"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("too much in progress: ", full, " is reached; wait and try again"));
   }
   ++calls_;
   bytes_ += bytes;

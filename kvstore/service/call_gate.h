@@ -1,4 +1,5 @@
-// Bounds what calls in progress hold: how many, of whom, and how many bytes. Over a bound a call is refused at once, before any work.
+// Bounds what calls in progress hold: how many, of whom, and how many bytes. Over a bound a call is
+// refused at once, before any work.
 //
 // Thread-safe. A ticket may outlive nothing but must not outlive the gate.
 #pragma once

@@ -1,4 +1,5 @@
-// Who is on the other end of a connection, and what it may do. Identity comes from the transport alone, never from a request.
+// Who is on the other end of a connection, and what it may do. Identity comes from the transport
+// alone, never from a request.
 //
 //   our own uid, root      any tenant that it names, "default" if it names none; the Admin service
 //   another allowed uid N  tenant "uid-N" and no other
@@ -19,7 +20,8 @@
 namespace kvstore::service {
 
 inline constexpr char kDefaultTenant[] = "default";
-inline constexpr size_t kTenantBytesMax = 63;  // fits the memory socket's field with a zero behind it
+inline constexpr size_t kTenantBytesMax =
+    63;  // fits the memory socket's field with a zero behind it
 
 // 1 to 63 of letters, digits, '.', '_', '-'. Errors: InvalidArgument.
 absl::Status CheckTenantName(std::string_view tenant);
@@ -27,7 +29,7 @@ absl::Status CheckTenantName(std::string_view tenant);
 // Immutable value.
 struct Caller {
   enum class Rights { kOwner, kTenant };
-  std::optional<uid_t> uid;   // nullopt: loopback TCP
+  std::optional<uid_t> uid;  // nullopt: loopback TCP
   Rights rights = Rights::kTenant;
   std::string home_tenant = kDefaultTenant;
 
@@ -42,7 +44,8 @@ struct Caller {
 // Immutable.
 class AccessList {
  public:
-  AccessList(uid_t own_uid, std::vector<uid_t> allowed) : own_uid_(own_uid), allowed_(std::move(allowed)) {}
+  AccessList(uid_t own_uid, std::vector<uid_t> allowed)
+      : own_uid_(own_uid), allowed_(std::move(allowed)) {}
   // nullopt: may not connect.
   std::optional<Caller> CallerOf(uid_t uid) const;
   static Caller LoopbackCaller() { return Caller{}; }

@@ -35,22 +35,31 @@ uint64_t InodeOf(int fd) {
 
 }  // namespace
 
-ConnectionDoor::ConnectionDoor(const Options& options, AccessList access, const Clock& clock, HandOver hand_over)
-    : options_(options), access_(std::move(access)), clock_(clock), hand_over_(std::move(hand_over)), next_key_(kFirstConnectionKey) {}
+ConnectionDoor::ConnectionDoor(const Options& options, AccessList access, const Clock& clock,
+                               HandOver hand_over)
+    : options_(options),
+      access_(std::move(access)),
+      clock_(clock),
+      hand_over_(std::move(hand_over)),
+      next_key_(kFirstConnectionKey) {}
 
 ConnectionDoor::~ConnectionDoor() { Stop(); }
 
-void ConnectionDoor::AddListener(ListeningSocket socket) { listeners_.push_back(std::move(socket)); }
+void ConnectionDoor::AddListener(ListeningSocket socket) {
+  listeners_.push_back(std::move(socket));
+}
 
 absl::Status ConnectionDoor::Start() {
   epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
   wake_.Reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   if (!epoll_.is_open() || !wake_.is_open()) return absl::ErrnoToStatus(errno, "accept loop");
   epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeKey}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0) return absl::ErrnoToStatus(errno, "accept loop");
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0)
+    return absl::ErrnoToStatus(errno, "accept loop");
   for (size_t i = 0; i < listeners_.size(); ++i) {
     event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0) return absl::ErrnoToStatus(errno, "accept loop");
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0)
+      return absl::ErrnoToStatus(errno, "accept loop");
   }
   thread_ = std::thread([this] { Run(); });
   pthread_setname_np(thread_.native_handle(), "kv-door");
@@ -64,7 +73,8 @@ void ConnectionDoor::Stop() {
   }
   if (thread_.joinable()) {
     const uint64_t one = 1;
-    if (write(wake_.get(), &one, sizeof one) != sizeof one) Log(LogLevel::kError, "cannot wake the accept loop");
+    if (write(wake_.get(), &one, sizeof one) != sizeof one)
+      Log(LogLevel::kError, "cannot wake the accept loop");
     thread_.join();
   }
   waiting_.clear();
@@ -102,7 +112,8 @@ void ConnectionDoor::Run() {
     DropSilent();
     if (clock_.Now() >= next_sweep_) SweepGone();
     PublishCounters();
-    // A listener stays readable while its connection cannot be taken: without a pause the loop would spin.
+    // A listener stays readable while its connection cannot be taken: without a pause the loop
+    // would spin.
     if (is_exhausted_) absl::SleepFor(kExhaustedPause);
   }
 }
@@ -111,7 +122,8 @@ int ConnectionDoor::PollTimeoutMs() const {
   absl::Time next = next_sweep_;
   for (const auto& [key, waiting] : waiting_) next = std::min(next, waiting.give_up);
   if (next == absl::InfiniteFuture()) return -1;
-  return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
+  return static_cast<int>(
+      std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
 }
 
 void ConnectionDoor::AcceptAll(ListeningSocket& listener) {
@@ -155,7 +167,9 @@ void ConnectionDoor::Enter(UniqueFd fd, bool is_unix) {
   if (IsOverCap(key)) {
     if (counted_.refused_cap++ % 1000 == 0) {
       Log(LogLevel::kWarning, "connection refused: too many connections",
-          {{"caller", caller->Label()}, {"connections", num_connections()}, {"refused_so_far", counted_.refused_cap}});
+          {{"caller", caller->Label()},
+           {"connections", num_connections()},
+           {"refused_so_far", counted_.refused_cap}});
     }
     return;
   }
@@ -164,8 +178,9 @@ void ConnectionDoor::Enter(UniqueFd fd, bool is_unix) {
   epoll_event event{.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data = {.u64 = connection}};
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) return;
   ++connections_by_caller_[key];
-  waiting_.emplace(connection,
-                   Waiting{.fd = std::move(fd), .caller = *std::move(caller), .give_up = clock_.Now() + options_.handshake_time});
+  waiting_.emplace(connection, Waiting{.fd = std::move(fd),
+                                       .caller = *std::move(caller),
+                                       .give_up = clock_.Now() + options_.handshake_time});
 }
 
 bool ConnectionDoor::IsOverCap(CallerKey caller) {
@@ -186,7 +201,8 @@ void ConnectionDoor::OnReadable(uint64_t key) {
   std::array<char, kHttp2Preface.size()> head;
   const ssize_t got = recv(waiting.fd.get(), head.data(), head.size(), MSG_PEEK | MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  const bool is_preface_so_far = got > 0 && kHttp2Preface.starts_with(std::string_view(head.data(), static_cast<size_t>(got)));
+  const bool is_preface_so_far =
+      got > 0 && kHttp2Preface.starts_with(std::string_view(head.data(), static_cast<size_t>(got)));
   if (is_preface_so_far && static_cast<size_t>(got) < kHttp2Preface.size()) return;
   const CallerKey caller_key = KeyOf(waiting.caller);
   if (!is_preface_so_far) {
@@ -196,7 +212,8 @@ void ConnectionDoor::OnReadable(uint64_t key) {
     return;
   }
   epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, waiting.fd.get(), nullptr);
-  handed_over_.push_back({.fd = waiting.fd.get(), .inode = InodeOf(waiting.fd.get()), .caller = caller_key});
+  handed_over_.push_back(
+      {.fd = waiting.fd.get(), .inode = InodeOf(waiting.fd.get()), .caller = caller_key});
   if (next_sweep_ == absl::InfiniteFuture()) next_sweep_ = clock_.Now() + kSweepPeriod;
   UniqueFd fd = std::move(waiting.fd);
   const Caller caller = std::move(waiting.caller);

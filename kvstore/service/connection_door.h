@@ -1,15 +1,20 @@
-// The daemon's accept loop for gRPC: decides who comes in before gRPC sees a byte, and hands over connected sockets.
+// The daemon's accept loop for gRPC: decides who comes in before gRPC sees a byte, and hands over
+// connected sockets.
 //
-// gRPC's own listener stops for ever when file descriptors run out (CVE-2023-4785) and does not tell the peer's uid. Here each
-// connection is accepted by us, its uid read from the socket (SO_PEERCRED) and checked, counted against the caps, and held until it has
-// sent the 24 bytes that open HTTP/2. A client that says nothing, or something else, is dropped without having cost gRPC anything.
+// gRPC's own listener stops for ever when file descriptors run out (CVE-2023-4785) and does not
+// tell the peer's uid. Here each connection is accepted by us, its uid read from the socket
+// (SO_PEERCRED) and checked, counted against the caps, and held until it has sent the 24 bytes that
+// open HTTP/2. A client that says nothing, or something else, is dropped without having cost gRPC
+// anything.
 //
 //   accepted -> (uid not allowed, over a cap) closed
-//            -> waiting for the preface -> (silence past handshake_time, other bytes, hang-up) closed
+//            -> waiting for the preface -> (silence past handshake_time, other bytes, hang-up)
+//            closed
 //                                       -> handed over: gRPC owns the descriptor
 //
-// gRPC closes handed-over descriptors without telling us. A connection is known to be gone when its descriptor number no longer names
-// the same socket inode; the table is swept when a cap is met and once a second while there are connections.
+// gRPC closes handed-over descriptors without telling us. A connection is known to be gone when its
+// descriptor number no longer names the same socket inode; the table is swept when a cap is met and
+// once a second while there are connections.
 //
 // Threads: one of its own. Thread-safe.
 #pragma once
@@ -26,9 +31,9 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "kvstore/base/clock.h"
+#include "kvstore/base/unique_fd.h"
 #include "kvstore/service/caller.h"
 #include "kvstore/service/listening_socket.h"
-#include "kvstore/base/unique_fd.h"
 
 namespace kvstore::service {
 
@@ -54,11 +59,11 @@ class ConnectionDoor {
 
   struct Counters {
     uint64_t accepted = 0;
-    uint64_t refused_uid = 0;       // not allowed
-    uint64_t refused_cap = 0;       // connections_max, connections_per_uid_max
-    uint64_t refused_fds = 0;       // no file descriptor was left
-    uint64_t refused_handshake = 0; // silent, hung up, or not HTTP/2
-    uint64_t connections = 0;       // now, as far as known
+    uint64_t refused_uid = 0;        // not allowed
+    uint64_t refused_cap = 0;        // connections_max, connections_per_uid_max
+    uint64_t refused_fds = 0;        // no file descriptor was left
+    uint64_t refused_handshake = 0;  // silent, hung up, or not HTTP/2
+    uint64_t connections = 0;        // now, as far as known
   };
   Counters counters() const ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -71,7 +76,7 @@ class ConnectionDoor {
     absl::Time give_up;
   };
   struct HandedOver {
-    int fd = -1;            // gRPC's; only looked at
+    int fd = -1;  // gRPC's; only looked at
     uint64_t inode = 0;
     CallerKey caller = 0;
   };
@@ -102,7 +107,8 @@ class ConnectionDoor {
   std::vector<HandedOver> handed_over_;
   absl::flat_hash_map<CallerKey, size_t> connections_by_caller_;
   absl::Time next_sweep_ = absl::InfiniteFuture();
-  bool is_exhausted_ = false;   // no descriptor for a moment: poll the listeners by time, not by readiness
+  bool is_exhausted_ =
+      false;  // no descriptor for a moment: poll the listeners by time, not by readiness
   Counters counted_;
 
   mutable absl::Mutex mutex_;

@@ -18,12 +18,13 @@ struct DaemonFacts {
   };
   std::string version;
   std::string commit;
-  uint64_t incarnation = 0;                                 // differs at every start
-  absl::Time started;                                       // on the service's clock
+  uint64_t incarnation = 0;  // differs at every start
+  absl::Time started;        // on the service's clock
   std::function<std::vector<ConfigRow>()> config;
-  std::function<std::vector<std::string>()> degraded;       // condition and effect, one line each
+  std::function<std::vector<std::string>()> degraded;  // condition and effect, one line each
   std::function<bool()> is_draining;
-  std::function<std::vector<std::pair<std::string, uint64_t>>()> counters;  // of the doors: name, value since start
+  std::function<std::vector<std::pair<std::string, uint64_t>>()>
+      counters;  // of the doors: name, value since start
 };
 
 }  // namespace kvstore::service

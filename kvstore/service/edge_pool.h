@@ -1,4 +1,5 @@
-// The edge threads: they copy inline pages, write replies into sockets and run the deadlines of calls, so that the core does not.
+// The edge threads: they copy inline pages, write replies into sockets and run the deadlines of
+// calls, so that the core does not.
 #pragma once
 
 #include <atomic>

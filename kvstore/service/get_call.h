@@ -1,7 +1,9 @@
-// One inline Get: leases the longest prefix under a session of its own and sends its pages, each checked before its first byte leaves.
+// One inline Get: leases the longest prefix under a session of its own and sends its pages, each
+// checked before its first byte leaves.
 //
-// A page is copied out of its slot into memory that no client can write, and checked in the same pass: what is checked is what is sent.
-// One write at a time; a reader that does not read holds one message and one page until its deadline.
+// A page is copied out of its slot into memory that no client can write, and checked in the same
+// pass: what is checked is what is sent. One write at a time; a reader that does not read holds one
+// message and one page until its deadline.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -18,17 +20,20 @@
 
 namespace kvstore::service {
 
-class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>, public std::enable_shared_from_this<GetCall> {
+class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>,
+                      public std::enable_shared_from_this<GetCall> {
  public:
-  static grpc::ServerWriteReactor<v1::GetResponse>* Start(const CallParts& parts, const Caller& caller,
-                                                          const grpc::CallbackServerContext& context, const v1::GetRequest& request);
+  static grpc::ServerWriteReactor<v1::GetResponse>* Start(
+      const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
+      const v1::GetRequest& request);
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
 
  private:
   explicit GetCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {}
-  absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context, const v1::GetRequest& request);
+  absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
+                       const v1::GetRequest& request);
   // Core thread.
   void StartOnCore(absl::StatusOr<ResolvedBlocks> resolved);
   // Edge thread.
@@ -51,7 +56,7 @@ class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>, public s
 
   // Edge thread.
   bool has_ended_ = false;
-  bool is_done_ = false;                               // OnDone() has run
+  bool is_done_ = false;  // OnDone() has run
   bool is_writing_ = false;
   bool is_header_sent_ = false;
   bool has_first_update_ = false;
@@ -61,13 +66,13 @@ class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>, public s
   store::Store::OpenedNamespace ns_;
   std::vector<BlockHash> hashes_;
   store::MatchResult match_;
-  uint32_t matched_blocks_ = 0;                        // shrinks when pages are lost
+  uint32_t matched_blocks_ = 0;  // shrinks when pages are lost
   std::vector<std::optional<store::PageLocation>> ready_;
-  uint32_t next_block_ = 0;                            // to be sent
-  std::string page_;                                   // of a page larger than a piece
+  uint32_t next_block_ = 0;  // to be sent
+  std::string page_;         // of a page larger than a piece
   size_t page_sent_bytes_ = 0;
   v1::GetResponse message_;
-  std::shared_ptr<GetCall> self_;                      // until OnDone()
+  std::shared_ptr<GetCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

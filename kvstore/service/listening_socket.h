@@ -1,9 +1,10 @@
-// Sockets that clients connect to: binding them safely, and accepting so that running out of file descriptors is survived.
+// Sockets that clients connect to: binding them safely, and accepting so that running out of file
+// descriptors is survived.
 //
-// Unix sockets: the folder is made 0700 (0750 where other uids may connect), the socket 0600 (0660). A lock file beside it (PATH.lock)
-// tells a live daemon from a socket that a dead one left; only the holder of the lock removes such a socket. A path that is something
-// else than a socket, or a folder that others may write to, is refused.
-// TCP: loopback addresses only.
+// Unix sockets: the folder is made 0700 (0750 where other uids may connect), the socket 0600
+// (0660). A lock file beside it (PATH.lock) tells a live daemon from a socket that a dead one left;
+// only the holder of the lock removes such a socket. A path that is something else than a socket,
+// or a folder that others may write to, is refused. TCP: loopback addresses only.
 //
 // Externally synchronised.
 #pragma once
@@ -27,8 +28,10 @@ enum class SocketType { kStream, kSeqPacket };
 // The lock on a socket path, held while the daemon lives.
 class SocketPathLock {
  public:
-  // Makes the folder if it is missing. Errors: AlreadyExists, a live daemon holds it; FailedPrecondition, unsafe folder; errno's.
-  static absl::StatusOr<SocketPathLock> Take(const std::string& socket_path, SocketAudience audience);
+  // Makes the folder if it is missing. Errors: AlreadyExists, a live daemon holds it;
+  // FailedPrecondition, unsafe folder; errno's.
+  static absl::StatusOr<SocketPathLock> Take(const std::string& socket_path,
+                                             SocketAudience audience);
   SocketPathLock(SocketPathLock&&) = default;
   SocketPathLock& operator=(SocketPathLock&&) = default;
 
@@ -39,19 +42,23 @@ class SocketPathLock {
 
 class ListeningSocket {
  public:
-  // `lock` shows that the caller holds the lock on `path` (or on the path that `path` is derived from).
-  // Errors: AlreadyExists, somebody listens there; FailedPrecondition, the path is not a socket; errno's.
-  static absl::StatusOr<ListeningSocket> BindUnix(const std::string& path, SocketType type, SocketAudience audience,
+  // `lock` shows that the caller holds the lock on `path` (or on the path that `path` is derived
+  // from). Errors: AlreadyExists, somebody listens there; FailedPrecondition, the path is not a
+  // socket; errno's.
+  static absl::StatusOr<ListeningSocket> BindUnix(const std::string& path, SocketType type,
+                                                  SocketAudience audience,
                                                   const SocketPathLock& lock);
-  // `address` is HOST:PORT. Errors: InvalidArgument, not a numeric loopback address or "localhost"; errno's.
+  // `address` is HOST:PORT. Errors: InvalidArgument, not a numeric loopback address or "localhost";
+  // errno's.
   static absl::StatusOr<ListeningSocket> BindTcp(const std::string& address);
   ListeningSocket(ListeningSocket&&) = default;
   ListeningSocket& operator=(ListeningSocket&&) = default;
   ~ListeningSocket();  // closes it and removes the socket file
 
   enum class AcceptResult { kAccepted, kNothing, kShed, kExhausted };
-  // Never blocks. kShed: no descriptor was free; the connection was accepted on the reserve and closed, so that the backlog does not
-  // fill with the dead. kExhausted: not even that worked; try again later. Both are counted.
+  // Never blocks. kShed: no descriptor was free; the connection was accepted on the reserve and
+  // closed, so that the backlog does not fill with the dead. kExhausted: not even that worked; try
+  // again later. Both are counted.
   AcceptResult Accept(UniqueFd* connection);
 
   int fd() const { return fd_.get(); }

@@ -45,22 +45,27 @@ SendResult Send(int fd, const MemoryReply& reply, std::span<const int> descripto
 // The name in a fixed field: zero-padded, and nothing behind the first zero. nullopt: not so.
 std::optional<std::string> FieldText(const std::array<char, 64>& field) {
   const auto end = std::ranges::find(field, '\0');
-  if (end == field.end() || std::any_of(end, field.end(), [](char c) { return c != '\0'; })) return std::nullopt;
+  if (end == field.end() || std::any_of(end, field.end(), [](char c) { return c != '\0'; }))
+    return std::nullopt;
   return std::string(field.begin(), end);
 }
 
-bool IsAccess(MemoryAccess access) { return access == MemoryAccess::kReadOnly || access == MemoryAccess::kReadWrite; }
+bool IsAccess(MemoryAccess access) {
+  return access == MemoryAccess::kReadOnly || access == MemoryAccess::kReadWrite;
+}
 
 }  // namespace
 
 void MemorySocketServer::Mailbox::Wake() {
   const uint64_t one = 1;
   // A full counter means that a wake-up is already due.
-  if (write(wake.get(), &one, sizeof one) != sizeof one && errno != EAGAIN) Log(LogLevel::kError, "cannot wake the memory socket thread");
+  if (write(wake.get(), &one, sizeof one) != sizeof one && errno != EAGAIN)
+    Log(LogLevel::kError, "cannot wake the memory socket thread");
 }
 
-MemorySocketServer::MemorySocketServer(const Options& options, AccessList access, store::Store& store, Executor& core,
-                                       SessionTable& sessions, SlabExporter exporter, const Clock& clock)
+MemorySocketServer::MemorySocketServer(const Options& options, AccessList access,
+                                       store::Store& store, Executor& core, SessionTable& sessions,
+                                       SlabExporter exporter, const Clock& clock)
     : options_(options),
       access_(std::move(access)),
       store_(store),
@@ -73,17 +78,21 @@ MemorySocketServer::MemorySocketServer(const Options& options, AccessList access
 
 MemorySocketServer::~MemorySocketServer() { Stop(); }
 
-void MemorySocketServer::AddListener(ListeningSocket socket) { listeners_.push_back(std::move(socket)); }
+void MemorySocketServer::AddListener(ListeningSocket socket) {
+  listeners_.push_back(std::move(socket));
+}
 
 absl::Status MemorySocketServer::Start() {
   UniqueFd wake(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
   epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.is_open() || !wake.is_open()) return absl::ErrnoToStatus(errno, "memory socket");
   epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeKey}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake.get(), &event) != 0) return absl::ErrnoToStatus(errno, "memory socket");
+  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake.get(), &event) != 0)
+    return absl::ErrnoToStatus(errno, "memory socket");
   for (size_t i = 0; i < listeners_.size(); ++i) {
     event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0) return absl::ErrnoToStatus(errno, "memory socket");
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0)
+      return absl::ErrnoToStatus(errno, "memory socket");
   }
   {
     absl::MutexLock lock(&mailbox_->mutex);
@@ -159,7 +168,8 @@ int MemorySocketServer::PollTimeoutMs() const {
   absl::Time next = absl::InfiniteFuture();
   for (const auto& [key, connection] : connections_) next = std::min(next, connection.hello_by);
   if (next == absl::InfiniteFuture()) return -1;
-  return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
+  return static_cast<int>(
+      std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
 }
 
 void MemorySocketServer::AcceptAll(ListeningSocket& listener) {
@@ -190,14 +200,17 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   std::optional<Caller> caller = access_.CallerOf(peer.uid);
   if (!caller.has_value()) {
     if (counted_.refused++ % 1000 == 0) {
-      Log(LogLevel::kWarning, "session refused: uid is not in auth.allow_uids", {{"uid", peer.uid}, {"pid", peer.pid}});
+      Log(LogLevel::kWarning, "session refused: uid is not in auth.allow_uids",
+          {{"uid", peer.uid}, {"pid", peer.pid}});
     }
     return;
   }
   size_t& of_uid = connections_by_uid_[peer.uid];
-  if (connections_.size() >= options_.connections_max || of_uid >= options_.connections_per_uid_max) {
+  if (connections_.size() >= options_.connections_max ||
+      of_uid >= options_.connections_per_uid_max) {
     if (of_uid == 0) connections_by_uid_.erase(peer.uid);
-    if (counted_.refused++ % 1000 == 0) Log(LogLevel::kWarning, "session refused: too many sessions", {{"uid", peer.uid}});
+    if (counted_.refused++ % 1000 == 0)
+      Log(LogLevel::kWarning, "session refused: too many sessions", {{"uid", peer.uid}});
     // Best effort: the client learns why.
     (void)Send(fd.get(), MemoryReply{.code = MemoryReplyCode::kTooManySessions});
     return;
@@ -236,25 +249,30 @@ void MemorySocketServer::OnEvent(uint64_t key, uint32_t events) {
 
 MemorySocketServer::Outcome MemorySocketServer::OnPacket(uint64_t key, Connection& connection) {
   MemoryRequest request;
-  // MSG_TRUNC: the packet's real length. No control buffer: the kernel drops descriptors that a client sends.
+  // MSG_TRUNC: the packet's real length. No control buffer: the kernel drops descriptors that a
+  // client sends.
   const ssize_t got = recv(connection.fd.get(), &request, sizeof request, MSG_DONTWAIT | MSG_TRUNC);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return Outcome::kKeep;
   if (got <= 0) return Outcome::kClose;
-  if (got >= static_cast<ssize_t>(sizeof request.version) && request.version != kMemorySocketVersion) {
+  if (got >= static_cast<ssize_t>(sizeof request.version) &&
+      request.version != kMemorySocketVersion) {
     (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kVersionMismatch});
     return Outcome::kClose;
   }
   if (got == static_cast<ssize_t>(sizeof request) && request.reserved == 0) {
     const bool has_session = connection.token.has_value();
-    if (request.kind == MemoryRequestKind::kHello && !has_session) return OnHello(key, connection, request);
-    if (request.kind == MemoryRequestKind::kMapSlab && has_session) return OnMapSlab(key, connection, request);
+    if (request.kind == MemoryRequestKind::kHello && !has_session)
+      return OnHello(key, connection, request);
+    if (request.kind == MemoryRequestKind::kMapSlab && has_session)
+      return OnMapSlab(key, connection, request);
   }
   ++counted_.malformed;
   (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kMalformed});
   return Outcome::kClose;
 }
 
-MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection& connection, const MemoryRequest& request) {
+MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection& connection,
+                                                        const MemoryRequest& request) {
   std::optional<std::string> named = FieldText(request.tenant);
   if (!named.has_value() || !IsAccess(request.access)) {
     ++counted_.malformed;
@@ -287,14 +305,19 @@ MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection
   return Outcome::kKeep;
 }
 
-MemorySocketServer::Outcome MemorySocketServer::OnMapSlab(uint64_t key, Connection& connection, const MemoryRequest& request) {
+MemorySocketServer::Outcome MemorySocketServer::OnMapSlab(uint64_t key, Connection& connection,
+                                                          const MemoryRequest& request) {
   if (request.tier >= tiers::kNumTierKinds) {
-    return Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kNoSuchSlab}) == SendResult::kSent ? Outcome::kKeep
-                                                                                                            : Outcome::kClose;
+    return Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kNoSuchSlab}) ==
+                   SendResult::kSent
+               ? Outcome::kKeep
+               : Outcome::kClose;
   }
   connection.is_waiting_for_core = true;
-  core_.Post([mailbox = mailbox_, exporter = exporter_, key, request, tenant = connection.tenant, access = connection.access] {
-    absl::StatusOr<ExportedSlab> slab = exporter(static_cast<tiers::TierKind>(request.tier), request.slab, tenant, access);
+  core_.Post([mailbox = mailbox_, exporter = exporter_, key, request, tenant = connection.tenant,
+              access = connection.access] {
+    absl::StatusOr<ExportedSlab> slab =
+        exporter(static_cast<tiers::TierKind>(request.tier), request.slab, tenant, access);
     absl::MutexLock lock(&mailbox->mutex);
     if (mailbox->is_closed) return;
     mailbox->mapped.push_back({key, std::move(slab)});
@@ -330,35 +353,42 @@ void MemorySocketServer::DrainMailbox() {
   }
   for (Mapped& result : mapped) {
     auto it = connections_.find(result.connection);
-    if (it != connections_.end()) go_on(result.connection, it->second, FinishMap(it->second, result.slab));
+    if (it != connections_.end())
+      go_on(result.connection, it->second, FinishMap(it->second, result.slab));
   }
 }
 
-MemorySocketServer::Outcome MemorySocketServer::FinishOpen(Connection& connection, const absl::StatusOr<SessionId>& session) {
+MemorySocketServer::Outcome MemorySocketServer::FinishOpen(
+    Connection& connection, const absl::StatusOr<SessionId>& session) {
   if (!session.ok()) {
     (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kTooManySessions});
     return Outcome::kClose;
   }
   connection.session = *session;
-  absl::StatusOr<SessionToken> token = sessions_.Add(
-      {.id = *session, .tenant = connection.tenant, .uid = connection.caller.uid.value_or(0), .access = connection.access});
+  absl::StatusOr<SessionToken> token = sessions_.Add({.id = *session,
+                                                      .tenant = connection.tenant,
+                                                      .uid = connection.caller.uid.value_or(0),
+                                                      .access = connection.access});
   if (!token.ok()) {
     CloseSession(*session);
     return Outcome::kClose;
   }
   connection.token = *token;
-  const MemoryReply reply{.code = MemoryReplyCode::kOk, .session_token = *token, .incarnation = options_.incarnation};
+  const MemoryReply reply{
+      .code = MemoryReplyCode::kOk, .session_token = *token, .incarnation = options_.incarnation};
   return Send(connection.fd.get(), reply) == SendResult::kSent ? Outcome::kKeep : Outcome::kClose;
 }
 
-MemorySocketServer::Outcome MemorySocketServer::FinishMap(Connection& connection, const absl::StatusOr<ExportedSlab>& slab) {
+MemorySocketServer::Outcome MemorySocketServer::FinishMap(
+    Connection& connection, const absl::StatusOr<ExportedSlab>& slab) {
   if (!slab.ok()) {
     const MemoryReply reply{.code = MemoryReplyCode::kNoSuchSlab};
     return Send(connection.fd.get(), reply) == SendResult::kSent ? Outcome::kKeep : Outcome::kClose;
   }
   const std::array<int, 2> descriptors = {slab->slab.get(), slab->generations.get()};
   const MemoryReply reply{.code = MemoryReplyCode::kOk, .slab_bytes = slab->slab_bytes};
-  return Send(connection.fd.get(), reply, descriptors) == SendResult::kSent ? Outcome::kKeep : Outcome::kClose;
+  return Send(connection.fd.get(), reply, descriptors) == SendResult::kSent ? Outcome::kKeep
+                                                                            : Outcome::kClose;
 }
 
 void MemorySocketServer::CloseSession(SessionId session) {

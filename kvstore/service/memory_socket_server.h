@@ -1,8 +1,11 @@
-// The daemon's side of the memory socket (kvstore/base/memory_socket.h): sessions, and the memory that pages lie in.
+// The daemon's side of the memory socket (kvstore/base/memory_socket.h): sessions, and the memory
+// that pages lie in.
 //
-// One connection is one session. Requests of a connection are served one at a time and in order; while one is with the core the
-// connection is not read. The session ends in the core as soon as the connection hangs up, for whatever reason. Nothing here waits for a
-// client: a reply that does not fit into the socket's buffer ends the connection, a client that says no Hello in time is dropped.
+// One connection is one session. Requests of a connection are served one at a time and in order;
+// while one is with the core the connection is not read. The session ends in the core as soon as
+// the connection hangs up, for whatever reason. Nothing here waits for a client: a reply that does
+// not fit into the socket's buffer ends the connection, a client that says no Hello in time is
+// dropped.
 //
 //   accepted -> awaiting Hello -> opening (core) -> open <-> mapping (core)
 //   any state -> hang-up, malformed packet, unread replies -> closed; the core is told
@@ -28,23 +31,24 @@
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
 #include "kvstore/base/memory_socket.h"
+#include "kvstore/base/unique_fd.h"
 #include "kvstore/service/caller.h"
 #include "kvstore/service/listening_socket.h"
 #include "kvstore/service/session_table.h"
-#include "kvstore/base/unique_fd.h"
 #include "kvstore/store/store.h"
 
 namespace kvstore::service {
 
-// A slab for another process: [slab, generation table], already sealed and with the access that was asked for.
+// A slab for another process: [slab, generation table], already sealed and with the access that was
+// asked for.
 struct ExportedSlab {
   UniqueFd slab;
   UniqueFd generations;
   uint64_t slab_bytes = 0;
 };
 // Runs on the core thread. Errors: NotFound, no such slab of this tenant.
-using SlabExporter =
-    std::function<absl::StatusOr<ExportedSlab>(tiers::TierKind tier, uint32_t slab, std::string_view tenant, MemoryAccess access)>;
+using SlabExporter = std::function<absl::StatusOr<ExportedSlab>(
+    tiers::TierKind tier, uint32_t slab, std::string_view tenant, MemoryAccess access)>;
 
 class MemorySocketServer {
  public:
@@ -55,8 +59,8 @@ class MemorySocketServer {
     uint64_t incarnation = 0;
   };
   // `store`, `core` and `sessions` outlive the server; the core still runs when Stop() is called.
-  MemorySocketServer(const Options& options, AccessList access, store::Store& store, Executor& core, SessionTable& sessions,
-                     SlabExporter exporter, const Clock& clock);
+  MemorySocketServer(const Options& options, AccessList access, store::Store& store, Executor& core,
+                     SessionTable& sessions, SlabExporter exporter, const Clock& clock);
   ~MemorySocketServer();  // Stop()
 
   void AddListener(ListeningSocket socket);  // before Start()
@@ -76,7 +80,7 @@ class MemorySocketServer {
   struct Connection {
     UniqueFd fd;
     Caller caller;
-    absl::Time hello_by;             // InfiniteFuture once said
+    absl::Time hello_by;  // InfiniteFuture once said
     bool is_waiting_for_core = false;
     std::optional<SessionToken> token;
     SessionId session;

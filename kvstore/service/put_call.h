@@ -1,9 +1,12 @@
-// One inline Put: takes pages from a stream straight into reserved slots, under a session of its own, and publishes them a window at a
-// time. Whatever ends the call before its last window is committed gives the reserved slots back (the session is closed).
+// One inline Put: takes pages from a stream straight into reserved slots, under a session of its
+// own, and publishes them a window at a time. Whatever ends the call before its last window is
+// committed gives the reserved slots back (the session is closed).
 //
-//   header -> core: resolve, open session -> [ core: commit the last window, reserve the next -> pieces fill its slots ]* -> reply
+//   header -> core: resolve, open session -> [ core: commit the last window, reserve the next ->
+//   pieces fill its slots ]* -> reply
 //
-// While the core works no piece is read: back-pressure reaches the client through HTTP/2 flow control.
+// While the core works no piece is read: back-pressure reaches the client through HTTP/2 flow
+// control.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -20,16 +23,20 @@
 
 namespace kvstore::service {
 
-class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>, public std::enable_shared_from_this<PutCall> {
+class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>,
+                      public std::enable_shared_from_this<PutCall> {
  public:
-  static grpc::ServerReadReactor<v1::PutRequest>* Start(const CallParts& parts, const Caller& caller,
-                                                        const grpc::CallbackServerContext& context, v1::PutResponse* response);
+  static grpc::ServerReadReactor<v1::PutRequest>* Start(const CallParts& parts,
+                                                        const Caller& caller,
+                                                        const grpc::CallbackServerContext& context,
+                                                        v1::PutResponse* response);
   void OnReadDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
 
  private:
-  PutCall(const CallParts& parts, v1::PutResponse* response) : parts_(parts), edge_(parts.edges.Next()), response_(response) {}
+  PutCall(const CallParts& parts, v1::PutResponse* response)
+      : parts_(parts), edge_(parts.edges.Next()), response_(response) {}
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context);
 
   // Edge thread.
@@ -46,7 +53,9 @@ class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>, public std
   void End(const absl::Status& status);
   void CloseSession();
   uint32_t num_blocks() const { return static_cast<uint32_t>(hashes_.size()); }
-  uint32_t window_end() const { return window_begin_ + static_cast<uint32_t>(window_.blocks.size()); }
+  uint32_t window_end() const {
+    return window_begin_ + static_cast<uint32_t>(window_.blocks.size());
+  }
 
   const CallParts& parts_;
   Executor& edge_;
@@ -54,25 +63,25 @@ class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>, public std
   std::atomic<bool> is_cancelled_{false};
 
   // Edge thread.
-  v1::PutResponse* const response_;   // not after the end
+  v1::PutResponse* const response_;  // not after the end
   v1::PutRequest message_;
-  std::string_view unread_;           // of message_.data()
+  std::string_view unread_;  // of message_.data()
   bool has_ended_ = false;
-  bool is_done_ = false;              // OnDone() has run
+  bool is_done_ = false;  // OnDone() has run
   bool has_header_ = false;
   std::optional<SessionId> session_;
   store::Store::OpenedNamespace ns_;
   std::vector<BlockHash> hashes_;
-  store::ReserveResult window_;       // of blocks [window_begin_, window_end())
+  store::ReserveResult window_;  // of blocks [window_begin_, window_end())
   uint32_t window_begin_ = 0;
-  uint32_t block_ = 0;                // being filled
-  uint64_t page_offset_ = 0;          // bytes of it that are there
-  std::vector<store::CommitBlock> sealed_;   // of the window
-  bool is_full_ = false;              // the store had no space at block_
-  bool is_complete_ = false;          // all blocks are committed: the client's half-close is to come
+  uint32_t block_ = 0;                      // being filled
+  uint64_t page_offset_ = 0;                // bytes of it that are there
+  std::vector<store::CommitBlock> sealed_;  // of the window
+  bool is_full_ = false;                    // the store had no space at block_
+  bool is_complete_ = false;  // all blocks are committed: the client's half-close is to come
   uint32_t stored_blocks_ = 0;
   uint32_t existing_blocks_ = 0;
-  std::shared_ptr<PutCall> self_;     // until OnDone()
+  std::shared_ptr<PutCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

@@ -19,9 +19,9 @@ struct ResolvedBlocks {
 };
 using OnResolved = absl::AnyInvocable<void(absl::StatusOr<ResolvedBlocks>)>;
 
-// To be called on the core; runs `then` on the core. Tokens are hashed on `edge` in between: the core has no time for SHA-256.
-// Errors: NotFound, the namespace; InvalidArgument, too many blocks.
-void ResolveBlocks(store::Store& store, Executor& core, Executor& edge, std::string tenant, NamespaceKey key, BlockKeys blocks,
-                   OnResolved then);
+// To be called on the core; runs `then` on the core. Tokens are hashed on `edge` in between: the
+// core has no time for SHA-256. Errors: NotFound, the namespace; InvalidArgument, too many blocks.
+void ResolveBlocks(store::Store& store, Executor& core, Executor& edge, std::string tenant,
+                   NamespaceKey key, BlockKeys blocks, OnResolved then);
 
 }  // namespace kvstore::service

@@ -24,11 +24,12 @@ namespace {
 
 constexpr int kStreamsPerConnectionMax = 256;
 constexpr int kHeaderBytesMax = 8 << 10;
-constexpr int kKeepaliveMs = 20'000;          // a peer that does not answer a ping ...
-constexpr int kKeepaliveTimeoutMs = 10'000;   // ... for this long is gone
-constexpr int kPingIntervalMinMs = 5'000;     // clients that ping more often are told to go away
+constexpr int kKeepaliveMs = 20'000;         // a peer that does not answer a ping ...
+constexpr int kKeepaliveTimeoutMs = 10'000;  // ... for this long is gone
+constexpr int kPingIntervalMinMs = 5'000;    // clients that ping more often are told to go away
 constexpr size_t kGrpcMemoryBytes = size_t{256} << 20;
-constexpr int kReflectionThreadsMax = 8;      // its streams take a thread each, on all servers together 4 a server
+constexpr int kReflectionThreadsMax =
+    8;  // its streams take a thread each, on all servers together 4 a server
 
 // One identity and what it may talk to.
 struct IdentityServer {
@@ -64,7 +65,8 @@ absl::Status StartServer(IdentityServer* identity, const grpc::ResourceQuota& qu
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kPingIntervalMinMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kPingIntervalMinMs);
   identity->server = builder.BuildAndStart();
   if (identity->server == nullptr) return absl::InternalError("gRPC server did not start");
   return absl::OkStatus();
@@ -78,7 +80,8 @@ struct Listeners {
   bool has_tcp = false;
 };
 
-absl::StatusOr<Listeners> BindAll(const std::vector<std::string>& addresses, SocketAudience audience) {
+absl::StatusOr<Listeners> BindAll(const std::vector<std::string>& addresses,
+                                  SocketAudience audience) {
   Listeners bound;
   for (const std::string& address : addresses) {
     if (address.starts_with("tcp:")) {
@@ -87,13 +90,17 @@ absl::StatusOr<Listeners> BindAll(const std::vector<std::string>& addresses, Soc
       bound.has_tcp = true;
       continue;
     }
-    if (!address.starts_with("unix:")) return absl::InvalidArgumentError(absl::StrCat(address, ": neither unix:PATH nor tcp:HOST:PORT"));
+    if (!address.starts_with("unix:"))
+      return absl::InvalidArgumentError(
+          absl::StrCat(address, ": neither unix:PATH nor tcp:HOST:PORT"));
     const std::string path = address.substr(5);
     ASSIGN_OR_RETURN(SocketPathLock lock, SocketPathLock::Take(path, audience));
     // The memory socket first: clients take the other one as the sign that the daemon is there.
     ASSIGN_OR_RETURN(ListeningSocket memory,
-                     ListeningSocket::BindUnix(path + kMemorySocketSuffix, SocketType::kSeqPacket, audience, lock));
-    ASSIGN_OR_RETURN(ListeningSocket stream, ListeningSocket::BindUnix(path, SocketType::kStream, audience, lock));
+                     ListeningSocket::BindUnix(path + kMemorySocketSuffix, SocketType::kSeqPacket,
+                                               audience, lock));
+    ASSIGN_OR_RETURN(ListeningSocket stream,
+                     ListeningSocket::BindUnix(path, SocketType::kStream, audience, lock));
     bound.locks.push_back(std::move(lock));
     bound.memory.push_back(std::move(memory));
     bound.streams.push_back(std::move(stream));
@@ -104,7 +111,8 @@ absl::StatusOr<Listeners> BindAll(const std::vector<std::string>& addresses, Soc
 }  // namespace
 
 struct Service::State {
-  State(const ServiceOptions& o, store::Store& store, Executor& core, DaemonFacts f, const Clock& clock)
+  State(const ServiceOptions& o, store::Store& store, Executor& core, DaemonFacts f,
+        const Clock& clock)
       : options(o),
         gate(o.calls),
         edges(o.edge_threads, clock),
@@ -135,7 +143,7 @@ struct Service::State {
   std::atomic<bool> is_draining{false};
   bool is_stopped = false;
   std::vector<std::unique_ptr<IdentityServer>> identities;
-  std::vector<SocketPathLock> locks;   // let go after the sockets are removed
+  std::vector<SocketPathLock> locks;  // let go after the sockets are removed
   std::unique_ptr<MemorySocketServer> memory;
   std::unique_ptr<ConnectionDoor> door;
 };
@@ -147,11 +155,16 @@ void Service::State::FillFacts() {
     const MemorySocketServer::Counters m = memory->counters();
     const CallGate::Counters g = gate.counters();
     return std::vector<std::pair<std::string, uint64_t>>{
-        {"connections", d.connections},         {"connections_accepted", d.accepted},
-        {"connections_refused_uid", d.refused_uid}, {"connections_refused_cap", d.refused_cap},
-        {"connections_refused_fds", d.refused_fds}, {"connections_refused_handshake", d.refused_handshake},
-        {"memory_connections", m.connections},  {"memory_refused", m.refused},
-        {"memory_malformed", m.malformed},      {"calls_in_progress", g.calls},
+        {"connections", d.connections},
+        {"connections_accepted", d.accepted},
+        {"connections_refused_uid", d.refused_uid},
+        {"connections_refused_cap", d.refused_cap},
+        {"connections_refused_fds", d.refused_fds},
+        {"connections_refused_handshake", d.refused_handshake},
+        {"memory_connections", m.connections},
+        {"memory_refused", m.refused},
+        {"memory_malformed", m.malformed},
+        {"calls_in_progress", g.calls},
         {"calls_refused", g.refused_calls}};
   };
 }
@@ -176,7 +189,8 @@ absl::Status Service::State::StartServers(bool has_tcp) {
 
 grpc::Server* Service::State::ServerOf(const Caller& caller) {
   for (const auto& identity : identities) {
-    const bool is_same = caller.is_admin() ? identity->caller.is_admin() : identity->caller.uid == caller.uid;
+    const bool is_same =
+        caller.is_admin() ? identity->caller.is_admin() : identity->caller.uid == caller.uid;
     if (is_same) return identity->server.get();
   }
   return nullptr;
@@ -184,15 +198,19 @@ grpc::Server* Service::State::ServerOf(const Caller& caller) {
 
 void Service::State::HandOver(UniqueFd connection, const Caller& caller) {
   // Every caller that the door lets in has a server; without one the connection is closed.
-  if (grpc::Server* server = ServerOf(caller)) grpc::AddInsecureChannelFromFd(server, connection.Take());
+  if (grpc::Server* server = ServerOf(caller))
+    grpc::AddInsecureChannelFromFd(server, connection.Take());
 }
 
 Service::Service(std::unique_ptr<State> state) : state_(std::move(state)) {}
 Service::~Service() { Stop(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& options, store::Store& store, Executor& core,
-                                                         SlabExporter exporter, DaemonFacts facts, const Clock& clock) {
-  const SocketAudience audience = options.allow_uids.empty() ? SocketAudience::kOwnerOnly : SocketAudience::kGroup;
+absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& options,
+                                                         store::Store& store, Executor& core,
+                                                         SlabExporter exporter, DaemonFacts facts,
+                                                         const Clock& clock) {
+  const SocketAudience audience =
+      options.allow_uids.empty() ? SocketAudience::kOwnerOnly : SocketAudience::kGroup;
   ASSIGN_OR_RETURN(Listeners bound, BindAll(options.listen, audience));
   auto state = std::make_unique<State>(options, store, core, std::move(facts), clock);
   State* raw = state.get();
@@ -207,7 +225,8 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
       ConnectionDoor::Options{.connections_max = options.connections_max,
                               .connections_per_uid_max = options.connections_per_uid_max,
                               .handshake_time = options.handshake_time},
-      raw->access, clock, [raw](UniqueFd fd, const Caller& caller) { raw->HandOver(std::move(fd), caller); });
+      raw->access, clock,
+      [raw](UniqueFd fd, const Caller& caller) { raw->HandOver(std::move(fd), caller); });
   for (ListeningSocket& socket : bound.memory) raw->memory->AddListener(std::move(socket));
   for (ListeningSocket& socket : bound.streams) raw->door->AddListener(std::move(socket));
   raw->FillFacts();

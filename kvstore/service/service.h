@@ -1,7 +1,9 @@
-// The daemon's whole network side: listeners, the two doors, a gRPC server for each identity, edge threads.
+// The daemon's whole network side: listeners, the two doors, a gRPC server for each identity, edge
+// threads.
 //
-// Start-up order: Create() binds and locks the socket paths, Start() lets clients in. Shut-down: SetDraining(), then Stop(), then the core
-// and the store may go, then this object (closures on the core refer to it).
+// Start-up order: Create() binds and locks the socket paths, Start() lets clients in. Shut-down:
+// SetDraining(), then Stop(), then the core and the store may go, then this object (closures on the
+// core refer to it).
 //
 // Threads: thread-safe.
 #pragma once
@@ -28,7 +30,7 @@
 namespace kvstore::service {
 
 struct ServiceOptions {
-  std::vector<std::string> listen;     // unix:PATH, tcp:HOST:PORT (loopback)
+  std::vector<std::string> listen;  // unix:PATH, tcp:HOST:PORT (loopback)
   uid_t own_uid = 0;
   std::vector<uid_t> allow_uids;
   size_t sessions_max = 1024;
@@ -44,16 +46,20 @@ struct ServiceOptions {
 
 class Service {
  public:
-  // `store`, `core` and `clock` outlive the service. `facts.counters` and `facts.is_draining` are filled in here.
-  // Errors: AlreadyExists, a socket is in use; InvalidArgument, an address; FailedPrecondition, an unsafe path; errno's.
-  static absl::StatusOr<std::unique_ptr<Service>> Create(const ServiceOptions& options, store::Store& store, Executor& core,
-                                                         SlabExporter exporter, DaemonFacts facts, const Clock& clock);
+  // `store`, `core` and `clock` outlive the service. `facts.counters` and `facts.is_draining` are
+  // filled in here. Errors: AlreadyExists, a socket is in use; InvalidArgument, an address;
+  // FailedPrecondition, an unsafe path; errno's.
+  static absl::StatusOr<std::unique_ptr<Service>> Create(const ServiceOptions& options,
+                                                         store::Store& store, Executor& core,
+                                                         SlabExporter exporter, DaemonFacts facts,
+                                                         const Clock& clock);
   ~Service();  // Stop()
 
   absl::Status Start();
   // Health turns to NOT_SERVING, status to draining; calls are still served.
   void SetDraining();
-  // Ends all connections and sessions; calls in progress get `grace` to finish. The core must still run. Idempotent.
+  // Ends all connections and sessions; calls in progress get `grace` to finish. The core must still
+  // run. Idempotent.
   void Stop(absl::Duration grace);
 
  private:

@@ -24,9 +24,11 @@ void SessionTable::Remove(const SessionToken& token) {
   sessions_.erase(token);
 }
 
-absl::StatusOr<SessionRecord> SessionTable::Find(std::string_view token, std::optional<uid_t> uid) const {
+absl::StatusOr<SessionRecord> SessionTable::Find(std::string_view token,
+                                                 std::optional<uid_t> uid) const {
   SessionToken key;
-  if (token.size() != key.size()) return absl::InvalidArgumentError("kvstore-session-bin: not 16 bytes");
+  if (token.size() != key.size())
+    return absl::InvalidArgumentError("kvstore-session-bin: not 16 bytes");
   std::ranges::copy(token, key.begin());
   absl::MutexLock lock(&mutex_);
   auto it = sessions_.find(key);

@@ -1,7 +1,7 @@
 // Sessions by their token: the memory socket adds and removes them, gRPC calls look them up.
 //
-// A token is 128 random bits, told to one connection only; together with the connection's uid it names the session.
-// Thread-safe.
+// A token is 128 random bits, told to one connection only; together with the connection's uid it
+// names the session. Thread-safe.
 #pragma once
 
 #include <sys/types.h>
@@ -36,8 +36,10 @@ class SessionTable {
   absl::StatusOr<SessionToken> Add(SessionRecord record) ABSL_LOCKS_EXCLUDED(mutex_);
   void Remove(const SessionToken& token) ABSL_LOCKS_EXCLUDED(mutex_);
   // The session that `token` names, if it belongs to `uid`.
-  // Errors: InvalidArgument, not 16 bytes; Unauthenticated, unknown, ended, or another uid's: the three look the same from outside.
-  absl::StatusOr<SessionRecord> Find(std::string_view token, std::optional<uid_t> uid) const ABSL_LOCKS_EXCLUDED(mutex_);
+  // Errors: InvalidArgument, not 16 bytes; Unauthenticated, unknown, ended, or another uid's: the
+  // three look the same from outside.
+  absl::StatusOr<SessionRecord> Find(std::string_view token, std::optional<uid_t> uid) const
+      ABSL_LOCKS_EXCLUDED(mutex_);
   size_t size() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:

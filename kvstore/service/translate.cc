@@ -17,7 +17,8 @@ namespace kvstore::service {
 namespace {
 
 absl::Status TooManyBlocks(size_t blocks) {
-  return absl::InvalidArgumentError(absl::StrCat(blocks, " blocks; at most ", kBlocksPerCallMax, " a call"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(blocks, " blocks; at most ", kBlocksPerCallMax, " a call"));
 }
 
 uint32_t SizeOrOne(uint32_t size) { return size == 0 ? 1 : size; }
@@ -28,14 +29,16 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   if (status.code() == absl::StatusCode::kInternal || status.code() == absl::StatusCode::kUnknown) {
     Log(LogLevel::kError, "internal error", {{"status", status}});
-    return grpc::Status(grpc::StatusCode::INTERNAL, "internal error; the daemon's log has the cause");
+    return grpc::Status(grpc::StatusCode::INTERNAL,
+                        "internal error; the daemon's log has the cause");
   }
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message()));
 }
 
 absl::StatusOr<std::vector<BlockHash>> ReadHashes(const std::string& bytes) {
   if (bytes.size() % BlockHash::kBytes != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("hashes: ", bytes.size(), " bytes are not a multiple of ", BlockHash::kBytes));
+    return absl::InvalidArgumentError(
+        absl::StrCat("hashes: ", bytes.size(), " bytes are not a multiple of ", BlockHash::kBytes));
   }
   const size_t blocks = bytes.size() / BlockHash::kBytes;
   if (blocks > kBlocksPerCallMax) return TooManyBlocks(blocks);
@@ -47,7 +50,8 @@ absl::StatusOr<std::vector<BlockHash>> ReadHashes(const std::string& bytes) {
 absl::StatusOr<std::optional<BlockHash>> ReadParent(const std::string& bytes) {
   if (bytes.empty()) return std::optional<BlockHash>();
   if (bytes.size() != BlockHash::kBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("parent: ", bytes.size(), " bytes; valid: 32, or none for block 0"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("parent: ", bytes.size(), " bytes; valid: 32, or none for block 0"));
   }
   BlockHash parent;
   std::memcpy(parent.bytes.data(), bytes.data(), bytes.size());
@@ -63,7 +67,8 @@ absl::StatusOr<tiers::TierKind> ReadTier(v1::Tier tier) {
     case v1::TIER_NVME:
       return tiers::TierKind::kNvme;
     default:
-      return absl::InvalidArgumentError(absl::StrCat("tier: ", static_cast<int>(tier), "; valid: TIER_GPU, TIER_DRAM, TIER_NVME"));
+      return absl::InvalidArgumentError(absl::StrCat("tier: ", static_cast<int>(tier),
+                                                     "; valid: TIER_GPU, TIER_DRAM, TIER_NVME"));
   }
 }
 
@@ -92,10 +97,13 @@ absl::StatusOr<NamespaceSpec> ReadSpec(const v1::NamespaceSpec& in, std::string 
 }
 
 absl::Status CheckNamespaceName(std::string_view name) {
-  const bool has_control = std::ranges::any_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
-  if (!name.empty() && name.size() <= kNamespaceNameBytesMax && !has_control) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("namespace name of ", name.size(), " bytes; valid: 1 to ", kNamespaceNameBytesMax, " without control characters"));
+  const bool has_control =
+      std::ranges::any_of(name, [](unsigned char c) { return c < 0x20 || c == 0x7f; });
+  if (!name.empty() && name.size() <= kNamespaceNameBytesMax && !has_control)
+    return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("namespace name of ", name.size(),
+                                                 " bytes; valid: 1 to ", kNamespaceNameBytesMax,
+                                                 " without control characters"));
 }
 
 absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref) {
@@ -109,19 +117,25 @@ absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref) {
     return key;
   }
   if (ref.fingerprint().size() != Fingerprint::kBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("namespace fingerprint: ", ref.fingerprint().size(), " bytes; valid: 16"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("namespace fingerprint: ", ref.fingerprint().size(), " bytes; valid: 16"));
   }
   key.fingerprint.emplace();
   std::memcpy(key.fingerprint->bytes.data(), ref.fingerprint().data(), Fingerprint::kBytes);
   return key;
 }
 
-absl::StatusOr<store::Store::OpenedNamespace> FindNamespace(const store::Store& store, std::string_view tenant, const NamespaceKey& key) {
-  return key.fingerprint.has_value() ? store.FindNamespace(tenant, *key.fingerprint) : store.FindNamespace(tenant, key.name);
+absl::StatusOr<store::Store::OpenedNamespace> FindNamespace(const store::Store& store,
+                                                            std::string_view tenant,
+                                                            const NamespaceKey& key) {
+  return key.fingerprint.has_value() ? store.FindNamespace(tenant, *key.fingerprint)
+                                     : store.FindNamespace(tenant, key.name);
 }
 
-absl::StatusOr<BlockKeys> ReadBlockKeys(const std::string& hashes, const google::protobuf::RepeatedField<uint32_t>& tokens) {
-  if (!hashes.empty() && !tokens.empty()) return absl::InvalidArgumentError("give hashes or tokens, not both");
+absl::StatusOr<BlockKeys> ReadBlockKeys(const std::string& hashes,
+                                        const google::protobuf::RepeatedField<uint32_t>& tokens) {
+  if (!hashes.empty() && !tokens.empty())
+    return absl::InvalidArgumentError("give hashes or tokens, not both");
   BlockKeys keys;
   keys.by_tokens = !tokens.empty();
   keys.tokens.assign(tokens.begin(), tokens.end());
@@ -129,7 +143,8 @@ absl::StatusOr<BlockKeys> ReadBlockKeys(const std::string& hashes, const google:
   return keys;
 }
 
-absl::StatusOr<std::vector<BlockHash>> HashesOf(BlockKeys keys, const store::Store::OpenedNamespace& ns) {
+absl::StatusOr<std::vector<BlockHash>> HashesOf(BlockKeys keys,
+                                                const store::Store::OpenedNamespace& ns) {
   if (!keys.by_tokens) return std::move(keys.hashes);
   const size_t blocks = keys.tokens.size() / ns.spec.block_tokens;
   if (blocks > kBlocksPerCallMax) return TooManyBlocks(blocks);
@@ -160,7 +175,8 @@ void WriteSpec(const NamespaceSpec& spec, v1::NamespaceSpec* out) {
   out->set_salt(spec.salt);
 }
 
-void WriteTierCounts(const std::array<uint32_t, tiers::kNumTierKinds>& counts, google::protobuf::RepeatedPtrField<v1::TierCount>* out) {
+void WriteTierCounts(const std::array<uint32_t, tiers::kNumTierKinds>& counts,
+                     google::protobuf::RepeatedPtrField<v1::TierCount>* out) {
   for (size_t i = 0; i < counts.size(); ++i) {
     if (counts[i] == 0) continue;
     v1::TierCount* row = out->Add();
@@ -169,7 +185,8 @@ void WriteTierCounts(const std::array<uint32_t, tiers::kNumTierKinds>& counts, g
   }
 }
 
-void WriteMatch(const store::MatchResult& match, const NamespaceSpec& spec, v1::MatchResponse* out) {
+void WriteMatch(const store::MatchResult& match, const NamespaceSpec& spec,
+                v1::MatchResponse* out) {
   out->set_matched_blocks(match.matched_blocks);
   out->set_matched_tokens(uint64_t{match.matched_blocks} * spec.block_tokens);
   out->set_page_bytes(spec.shape.page_bytes());
@@ -189,7 +206,8 @@ void WriteAcquireUpdate(const store::AcquireUpdate& update, v1::AcquireResponse*
     is_consecutive = update.ready[i].block == update.ready[0].block + static_cast<uint32_t>(i);
   }
   out->set_first_block(update.ready[0].block);
-  // Sized once, then written through plain pointers: a prefix of thousands of blocks is a few passes over memory.
+  // Sized once, then written through plain pointers: a prefix of thousands of blocks is a few
+  // passes over memory.
   out->mutable_tier()->resize(update.ready.size());
   out->mutable_found_in()->resize(update.ready.size());
   out->mutable_slab()->Resize(count, 0);
@@ -236,7 +254,8 @@ void WriteReserveResult(const store::ReserveResult& result, v1::ReserveResponse*
 
 static_assert(static_cast<int>(store::ReserveState::kReserved) + 1 == v1::RESERVE_STATE_RESERVED);
 static_assert(static_cast<int>(store::ReserveState::kExists) + 1 == v1::RESERVE_STATE_EXISTS);
-static_assert(static_cast<int>(store::ReserveState::kBeingWritten) + 1 == v1::RESERVE_STATE_BEING_WRITTEN);
+static_assert(static_cast<int>(store::ReserveState::kBeingWritten) + 1 ==
+              v1::RESERVE_STATE_BEING_WRITTEN);
 static_assert(static_cast<int>(store::ReserveState::kNoSpace) + 1 == v1::RESERVE_STATE_NO_SPACE);
 
 }  // namespace kvstore::service

@@ -1,4 +1,5 @@
-// Between wire messages and plain structs, with the checks that every field gets. Pure functions; thread-safe.
+// Between wire messages and plain structs, with the checks that every field gets. Pure functions;
+// thread-safe.
 #pragma once
 
 #include <optional>
@@ -34,7 +35,7 @@ class RepeatedField;
 namespace kvstore::service {
 
 inline constexpr size_t kBlocksPerCallMax = 65536;
-inline constexpr size_t kPieceBytesMax = 1 << 20;     // of Put and Get
+inline constexpr size_t kPieceBytesMax = 1 << 20;  // of Put and Get
 inline constexpr size_t kNamespaceNameBytesMax = 256;
 // Control messages, and what 65,536 hashes and their columns need on top.
 inline constexpr int kMessageBytesMax = (4 << 20) + static_cast<int>(kBlocksPerCallMax) * 64;
@@ -58,7 +59,9 @@ struct NamespaceKey {
 };
 absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref);
 // On the core thread.
-absl::StatusOr<store::Store::OpenedNamespace> FindNamespace(const store::Store& store, std::string_view tenant, const NamespaceKey& key);
+absl::StatusOr<store::Store::OpenedNamespace> FindNamespace(const store::Store& store,
+                                                            std::string_view tenant,
+                                                            const NamespaceKey& key);
 
 // Blocks of a call: by hash, or by tokens that are hashed once the namespace is known.
 struct BlockKeys {
@@ -66,13 +69,16 @@ struct BlockKeys {
   std::vector<uint32_t> tokens;
   bool by_tokens = false;
 };
-absl::StatusOr<BlockKeys> ReadBlockKeys(const std::string& hashes, const google::protobuf::RepeatedField<uint32_t>& tokens);
+absl::StatusOr<BlockKeys> ReadBlockKeys(const std::string& hashes,
+                                        const google::protobuf::RepeatedField<uint32_t>& tokens);
 // Hashes of the whole blocks. Any thread. Errors: InvalidArgument, more than 65,536 blocks.
-absl::StatusOr<std::vector<BlockHash>> HashesOf(BlockKeys keys, const store::Store::OpenedNamespace& ns);
+absl::StatusOr<std::vector<BlockHash>> HashesOf(BlockKeys keys,
+                                                const store::Store::OpenedNamespace& ns);
 
 v1::Tier ToWire(tiers::TierKind kind);
 void WriteSpec(const NamespaceSpec& spec, v1::NamespaceSpec* out);
-void WriteTierCounts(const std::array<uint32_t, tiers::kNumTierKinds>& counts, google::protobuf::RepeatedPtrField<v1::TierCount>* out);
+void WriteTierCounts(const std::array<uint32_t, tiers::kNumTierKinds>& counts,
+                     google::protobuf::RepeatedPtrField<v1::TierCount>* out);
 void WriteMatch(const store::MatchResult& match, const NamespaceSpec& spec, v1::MatchResponse* out);
 void WriteAcquireUpdate(const store::AcquireUpdate& update, v1::AcquireResponse* out);
 void WriteReserveResult(const store::ReserveResult& result, v1::ReserveResponse* out);

@@ -1,7 +1,9 @@
-// DramTier keeps pages in host memory: sealed memfd slabs that clients map, so that a DRAM hit moves no byte through the daemon.
+// DramTier keeps pages in host memory: sealed memfd slabs that clients map, so that a DRAM hit
+// moves no byte through the daemon.
 //
-// Degraded modes (degraded()): memory could not be locked (RLIMIT_MEMLOCK): it may be swapped out; memory could not be faulted in ahead:
-// the first writer pays for it. Not having huge pages is not one: they are a matter of speed, and of how the machine is set up.
+// Degraded modes (degraded()): memory could not be locked (RLIMIT_MEMLOCK): it may be swapped out;
+// memory could not be faulted in ahead: the first writer pays for it. Not having huge pages is not
+// one: they are a matter of speed, and of how the machine is set up.
 //
 // Threads and ownership: tiers/memory_tier.h.
 #pragma once
@@ -20,8 +22,9 @@ namespace kvstore::tiers {
 class DramTier final : public MemoryTier {
  public:
   struct Options {
-    uint64_t bytes = 0;       // rounded down to whole slabs
-    uint64_t slab_bytes = 0;  // multiple of 4096; a slot must fit. ChooseSlabBytes() is the daemon's choice
+    uint64_t bytes = 0;  // rounded down to whole slabs
+    uint64_t slab_bytes =
+        0;  // multiple of 4096; a slot must fit. ChooseSlabBytes() is the daemon's choice
     transfer::SealedMemory::HugePages huge_pages = transfer::SealedMemory::HugePages::kTry;
     HostSlabMemory::Locking locking = HostSlabMemory::Locking::kOff;
     Prepare prepare = Prepare::kAtStart;
@@ -32,7 +35,8 @@ class DramTier final : public MemoryTier {
     absl::Status Validate() const;
   };
   // `core` and `clock` outlive the tier.
-  // Errors: InvalidArgument; Unavailable, out of memory or descriptors (two a slab); FailedPrecondition, no memfd seals or no /proc.
+  // Errors: InvalidArgument; Unavailable, out of memory or descriptors (two a slab);
+  // FailedPrecondition, no memfd seals or no /proc.
   static absl::StatusOr<std::unique_ptr<DramTier>> Create(const Options& options, Executor& core,
                                                           const Clock& clock);
 

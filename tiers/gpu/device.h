@@ -1,5 +1,6 @@
-// Device: where the pages of a GPU tier lie and what moves them. `host` stands in for a GPU on machines without one: the same sharing with
-// other processes and the same life of a page, in host memory. `cuda` is another source file behind this interface, in builds that have it.
+// Device: where the pages of a GPU tier lie and what moves them. `host` stands in for a GPU on
+// machines without one: the same sharing with other processes and the same life of a page, in host
+// memory. `cuda` is another source file behind this interface, in builds that have it.
 //
 // Threads: confined to the core thread.
 #pragma once

@@ -1,4 +1,5 @@
-// GpuTier keeps pages in a device pool that engine processes map, so that a GPU hit moves nothing and outlives the engine.
+// GpuTier keeps pages in a device pool that engine processes map, so that a GPU hit moves nothing
+// and outlives the engine.
 //
 // Threads and ownership: tiers/memory_tier.h.
 #pragma once
@@ -21,7 +22,8 @@ class GpuTier final : public MemoryTier {
   struct Options {
     std::string device = "host";  // "host" or "cuda:N"
     uint64_t bytes = 0;           // rounded down to whole slabs
-    uint64_t slab_bytes = 0;      // multiple of 4096; a slot must fit. ChooseSlabBytes() is the daemon's choice
+    uint64_t slab_bytes =
+        0;  // multiple of 4096; a slot must fit. ChooseSlabBytes() is the daemon's choice
     Prepare prepare = Prepare::kAtStart;
     size_t inflight_max = 64;  // at least 1
 
@@ -29,7 +31,8 @@ class GpuTier final : public MemoryTier {
     absl::Status Validate() const;
   };
   // `core` and `clock` outlive the tier.
-  // Errors: InvalidArgument; FailedPrecondition, this build does not have that device; Unavailable, no memory or descriptors.
+  // Errors: InvalidArgument; FailedPrecondition, this build does not have that device; Unavailable,
+  // no memory or descriptors.
   static absl::StatusOr<std::unique_ptr<GpuTier>> Create(const Options& options, Executor& core,
                                                          const Clock& clock);
   ~GpuTier() override { Stop(); }
@@ -42,7 +45,8 @@ class GpuTier final : public MemoryTier {
           std::unique_ptr<SlotMover> mover)
       : MemoryTier(std::move(pages), std::move(mover)), device_(std::move(device)) {}
 
-  // Shared with the factory of slabs in SlabPages, which ends after this member: the device outlives its memory and its mover.
+  // Shared with the factory of slabs in SlabPages, which ends after this member: the device
+  // outlives its memory and its mover.
   const std::shared_ptr<Device> device_;
 };
 

@@ -1,4 +1,5 @@
-// HostDevice: host memory in the place of a GPU's. Slabs are sealed memfds, as in the DRAM tier, and copies are made by CPU.
+// HostDevice: host memory in the place of a GPU's. Slabs are sealed memfds, as in the DRAM tier,
+// and copies are made by CPU.
 #pragma once
 
 #include <memory>
