@@ -32,7 +32,7 @@ struct NvmeOptions {
   absl::Status Validate() const;
 };
 
-// Measured: 142 bytes a record after compaction (tiers/nvme/README.md); twice that while a level is
+// Measured: 111 bytes a record after compaction (tiers/nvme/README.md); twice that while a level is
 // rewritten, and some room for tombstones.
 inline constexpr uint64_t kIndexBytesPerRecord = 320;
 

@@ -9,6 +9,7 @@
 #include "kvstore/base/status_macros.h"
 #include "tiers/nvme/slot_record.h"
 #include "tiers/nvme/tail_buffers.h"
+#include "transfer/memory/page_codec.h"
 
 namespace kvstore::tiers {
 namespace {
@@ -162,8 +163,8 @@ void NvmeTier::Write(PageId page, const PageIdentity& identity, ConstRegion src,
   std::string key = EncodeRecordKey(
       {identity.fingerprint, identity.epoch, identity.block_index, page.slab, page.slot});
   operation.done = [this, tail, key = std::move(key),
-                    value = EncodeRecordValue(identity, generation), bytes = src.bytes,
-                    done = std::move(done)](FileResult result) mutable {
+                    value = EncodeRecordValue(identity, generation), bytes = src.bytes, memory,
+                    identity, done = std::move(done)](FileResult result) mutable {
     tail.reset();
     auto finish = [this, bytes, done = std::move(done)](FileResult outcome) mutable {
       completions_->Post(
@@ -172,9 +173,12 @@ void NvmeTier::Write(PageId page, const PageIdentity& identity, ConstRegion src,
           });
     };
     if (!result.status.ok()) return finish(std::move(result));
-    index_->Put(std::move(key), std::move(value),
+    // The slices are hashed on the index thread, so that the progress thread keeps the device busy.
+    // A page that fails gets no record.
+    auto check = [memory, identity] { return transfer::VerifySlot(memory, identity); };
+    index_->Put(std::move(key), std::move(value), std::move(check),
                 [this, finish = std::move(finish)](absl::Status put) mutable {
-                  if (!put.ok()) {
+                  if (!put.ok() && !absl::IsDataLoss(put)) {
                     completions_->Post([this, put] { EnterReadOnly(std::string(put.message())); });
                   }
                   finish({std::move(put), 0});

@@ -69,9 +69,10 @@ absl::Status RecordIndex::OpenDatabase() {
   return absl::OkStatus();
 }
 
-void RecordIndex::Put(std::string key, std::string value, Done done) {
+void RecordIndex::Put(std::string key, std::string value, Check check, Done done) {
   absl::MutexLock lock(&mutex_);
-  queue_.push_back({Kind::kPut, std::move(key), std::move(value), std::move(done)});
+  queue_.push_back(
+      {Kind::kPut, std::move(key), std::move(value), std::move(done), std::move(check)});
 }
 
 void RecordIndex::Delete(std::string key) {
@@ -187,10 +188,21 @@ void RecordIndex::Apply(std::vector<Change> changes) {
   ApplyBatch(std::move(batch));
 }
 
+// Drops, and reports, those whose check fails.
+void RecordIndex::RunChecks(std::vector<Change>& changes) {
+  std::erase_if(changes, [](Change& change) {
+    absl::Status status = change.check ? change.check() : absl::OkStatus();
+    if (status.ok()) return false;
+    change.done(std::move(status));
+    return true;
+  });
+}
+
 void RecordIndex::ApplyBatch(std::vector<Change> changes) {
+  RunChecks(changes);
   if (changes.empty()) return;
   absl::Status status = failure_;
-  if (status.ok()) {
+  if (db_ != nullptr) {
     rocksdb::WriteBatch batch;
     rocksdb::WriteOptions write_options;
     for (const Change& change : changes) {
@@ -204,7 +216,11 @@ void RecordIndex::ApplyBatch(std::vector<Change> changes) {
       if (change.kind == Kind::kMetadata) write_options.sync = true;
     }
     status = IndexStatus(db_->Write(write_options, &batch));
-    if (!status.ok()) Fail(status);
+    if (!status.ok()) {
+      // Not DataLoss, whatever RocksDB found: that would blame the page.
+      status = absl::UnavailableError(std::string(status.message()));
+      Fail(status);
+    }
   }
   for (Change& change : changes) {
     if (!status.ok() && change.kind == Kind::kDelete) {

@@ -38,6 +38,7 @@ namespace kvstore::tiers {
 class RecordIndex {
  public:
   using Done = absl::AnyInvocable<void(absl::Status)>;
+  using Check = absl::AnyInvocable<absl::Status()>;
   struct Options {
     std::string path;        // a directory, made by Open()
     uint64_t bytes_max = 0;  // sizes the write buffers and logs
@@ -52,7 +53,9 @@ class RecordIndex {
   static absl::StatusOr<std::unique_ptr<RecordIndex>> Open(Options options);
   ~RecordIndex();  // Stop()
 
-  void Put(std::string key, std::string value, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
+  // `check` runs on the index thread before the record is written: an error is passed to `done` and
+  // there is no record. Errors of the index itself are Unavailable.
+  void Put(std::string key, std::string value, Check check, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
   void Delete(std::string key) ABSL_LOCKS_EXCLUDED(mutex_);
   // `key` without prefix; an empty value removes it.
   void PutMetadata(std::string key, std::string value, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -91,6 +94,7 @@ class RecordIndex {
     std::string key;
     std::string value;
     Done done;
+    Check check{};
   };
 
   explicit RecordIndex(Options options);
@@ -99,6 +103,7 @@ class RecordIndex {
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool MayScan() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Apply(std::vector<Change> changes) ABSL_LOCKS_EXCLUDED(mutex_);
+  static void RunChecks(std::vector<Change>& changes);
   void ApplyBatch(std::vector<Change> changes) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunProbe(Done done) ABSL_LOCKS_EXCLUDED(mutex_);
   void StepScan() ABSL_LOCKS_EXCLUDED(mutex_);

@@ -22,12 +22,12 @@ absl::Status MakeTail(std::byte* tail, const std::byte* slot, const PageIdentity
                       uint64_t generation) {
   const uint64_t offset = TailOffset(identity.shape);
   std::memcpy(tail, slot + offset, TailBytes(identity.shape));
-  RETURN_IF_ERROR(transfer::VerifySlot(slot, identity));
-  // SealRecord() wants the start of the slot and touches nothing before the end of the page, so it
-  // is given where the slot would start if the tail were in its place.
+  // The codec wants the start of the slot and here touches nothing before the end of the page, so
+  // it is given where the slot would start if the tail were in its place. All checks are on our
+  // copy.
   auto* as_slot = reinterpret_cast<std::byte*>(reinterpret_cast<uintptr_t>(tail) - offset);
+  RETURN_IF_ERROR(transfer::CheckSliceTable(as_slot, identity));
   transfer::SealRecord(as_slot, identity, generation);
-  // A client that changed its slice checksums after the check gets a record that no read accepts.
   return absl::OkStatus();
 }
 

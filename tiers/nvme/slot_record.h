@@ -19,9 +19,10 @@ inline uint64_t TailBytes(const PageShape& shape) { return shape.slot_bytes() - 
 // checksums, rounded up.
 inline constexpr uint64_t kTailBytesMax = 16384;
 
-// Checks that `slot`, in memory, holds `identity`, and makes in `tail` (TailBytes()) what goes to
-// disk in place of its tail: sealed with `generation`. `slot` is only read: clients may have it
-// mapped. Errors: DataLoss.
+// Makes in `tail` (TailBytes()) what goes to disk in place of the tail of `slot`: sealed with
+// `generation`. `slot` is only read: clients may have it mapped. Checks the slice checksums against
+// identity.page_checksum, not the slices: the caller does that (VerifySlot) on another thread.
+// Errors: DataLoss.
 absl::Status MakeTail(std::byte* tail, const std::byte* slot, const PageIdentity& identity,
                       uint64_t generation);
 

@@ -2,8 +2,8 @@
 // with a deep queue.
 //
 // The progress thread sleeps when there is nothing to do. It also runs what belongs to an operation
-// and must not run on the core thread: `prepare` before a write is submitted, `check` after a read
-// has arrived (checksums), and `done`.
+// and must not run on the core thread: `prepare` before it is started, `check` after its bytes have
+// moved (checksums), and `done`.
 //
 // Memory:  the buffers of an operation belong to the mover from Submit() until `done` runs. `done`
 //          runs only after the kernel has let go of them, also for operations whose deadline has
@@ -54,8 +54,8 @@ struct FileOperation {
   MutableRegion tail{};  // optional second buffer, moved from or to the bytes that follow `buffer`
                          // in the file
   absl::Time deadline = absl::InfiniteFuture();
-  Step prepare{};  // optional; writes
-  Step check{};    // optional; reads
+  Step prepare{};  // optional; before the first start: an error ends the operation
+  Step check{};    // optional; after all bytes moved: an error is the operation's result
   Done done{};
 
   uint64_t bytes() const { return buffer.bytes + tail.bytes; }
