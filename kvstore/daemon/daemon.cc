@@ -97,8 +97,6 @@ absl::Status Daemon::State::OpenTiers() {
     gpu_options.bytes = config.gpu.bytes;
     gpu_options.slab_bytes = tiers::ChooseSlabBytes(config.gpu.bytes);
     ASSIGN_OR_RETURN(gpu, tiers::GpuTier::Create(gpu_options, *core, clock));
-    absl::MutexLock lock(&mutex);
-    degraded.push_back("tier gpu: device 'host' stands in for a GPU; pages lie in host memory");
   }
   if (!config.nvme.dirs.empty()) {
     tiers::NvmeOptions nvme_options;
