@@ -126,7 +126,7 @@ absl::Status HelloError(MemoryReplyCode code) {
           absl::StrCat("the daemon speaks another version of the memory socket than ours, ",
                        kMemorySocketVersion));
     case MemoryReplyCode::kNotAllowed:
-      return absl::PermissionDeniedError("our uid may not act for this tenant");
+      return absl::PermissionDeniedError("our uid may not connect, or not act for this tenant");
     case MemoryReplyCode::kTooManySessions:
       return absl::ResourceExhaustedError("the daemon has no session free (server.sessions_max)");
     default:
@@ -196,11 +196,7 @@ absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::st
   // Refused connections are closed at once: the send may fail while the reason is there to be read.
   absl::Status sent = Send(session->fd_.get(), hello);
   absl::StatusOr<Reply> reply = Receive(session->fd_.get(), timeout);
-  if (!reply.ok()) {
-    if (!absl::IsUnavailable(reply.status())) return reply.status();
-    return absl::PermissionDeniedError(absl::StrCat(
-        socket_path, " closed the connection: our uid is not allowed, or the daemon is stopping"));
-  }
+  if (!reply.ok()) return reply.status();
   if (reply->message.code != MemoryReplyCode::kOk) return HelloError(reply->message.code);
   RETURN_IF_ERROR(sent);
   session->token_.assign(reply->message.session_token.begin(), reply->message.session_token.end());

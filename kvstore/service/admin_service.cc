@@ -199,7 +199,7 @@ absl::StatusOr<CallScope> AdminService::Enter(const Context& context, CallKind k
   if (!caller_.is_admin()) {
     return absl::PermissionDeniedError(absl::StrCat(caller_.Label(), " may not administer: only the daemon's own uid and root may"));
   }
-  return EnterCall(parts_, caller_, context, kind, 0);
+  return EnterCall(parts_, caller_, context, kind, 0, kAdminCallerKey);
 }
 
 grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::StatusRequest*, v1::StatusResponse* response) {

@@ -31,10 +31,12 @@ std::optional<absl::Duration> ServerDeadline(const CallParts& parts, const grpc:
 
 }  // namespace
 
+CallGate::CallerKey CallerKeyOf(const Caller& caller) { return caller.uid.has_value() ? int64_t{*caller.uid} : -1; }
+
 absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
-                                    CallKind kind, size_t request_bytes) {
+                                    CallKind kind, size_t request_bytes, CallGate::CallerKey counted_as) {
   CallScope scope;
-  ASSIGN_OR_RETURN(scope.ticket, parts.gate.Admit(caller.uid.has_value() ? int64_t{*caller.uid} : -1, request_bytes));
+  ASSIGN_OR_RETURN(scope.ticket, parts.gate.Admit(counted_as, request_bytes));
   ASSIGN_OR_RETURN(std::string_view named_tenant, MetadataValue(context, kTenantMetadata));
   ASSIGN_OR_RETURN(scope.tenant, caller.TenantFor(named_tenant));
   ASSIGN_OR_RETURN(std::string_view token, MetadataValue(context, kSessionMetadata));

@@ -32,7 +32,7 @@ grpc::ServerReadReactor<v1::PutRequest>* PutCall::Start(const CallParts& parts, 
 
 absl::Status PutCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context) {
   // The header is not here yet: count a piece.
-  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax));
+  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax, CallerKeyOf(caller)));
   if (scope_.server_deadline.has_value()) {
     edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock, after = *scope_.server_deadline] {
       edge.PostAt(clock.Now() + after, [weak] {
@@ -54,7 +54,10 @@ void PutCall::OnMessage(bool ok) {
   if (!has_header_) {
     has_header_ = true;
     if (!message_.has_header()) return End(absl::InvalidArgumentError("the first message must be the header"));
-    if (absl::Status status = OnHeader(message_.header()); !status.ok()) End(status);
+    absl::Status status = OnHeader(message_.header());
+    // Megabytes of hashes, which the call now has in its own form.
+    v1::PutRequest().Swap(&message_);
+    if (!status.ok()) End(status);
     return;
   }
   if (message_.has_header()) return End(absl::InvalidArgumentError("a second header"));

@@ -63,13 +63,19 @@ void DaemonProcess::Spawn(const std::vector<std::string>& arguments, uint64_t op
 
 void DaemonProcess::Start(const DaemonOptions& options) {
   std::vector<std::string> arguments = {"--set", "server.listen=" + target(), "--set", "tier.dram.bytes=64MiB"};
+  arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
   for (const std::string& set : options.sets) {
     arguments.push_back("--set");
     arguments.push_back(set);
   }
   ASSERT_NO_FATAL_FAILURE(Spawn(arguments, options.open_files));
   std::unique_ptr<client::Client> client = Connect();
-  absl::Status connected = client->WaitConnected(absl::Now() + absl::Seconds(20));
+  absl::Status connected;
+  const absl::Time give_up = absl::Now() + absl::Seconds(20);
+  do {
+    connected = client->WaitConnected(absl::Now() + absl::Milliseconds(200));
+    ASSERT_EQ(waitpid(pid_, nullptr, WNOHANG), 0) << "kvstored ended: " << Log();
+  } while (!connected.ok() && absl::Now() < give_up);
   ASSERT_TRUE(connected.ok()) << connected << "\n" << Log();
 }
 

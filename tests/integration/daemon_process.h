@@ -19,6 +19,7 @@ namespace kvstore::testing {
 struct DaemonOptions {
   std::vector<std::string> sets;       // section.key=value
   uint64_t open_files = 0;             // RLIMIT_NOFILE, soft and hard; 0: as it is
+  std::vector<std::string> arguments;  // beside --set
 };
 
 class DaemonProcess {
