@@ -10,6 +10,7 @@
 // them again.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -19,6 +20,7 @@ namespace kvstore::index {
 class HashTable {
  public:
   static constexpr uint32_t kAbsent = UINT32_MAX;
+  static constexpr uint32_t kIdMax = (1u << 26) - 1;
 
   HashTable() : segments_(kNumSegments) {}
 
@@ -26,21 +28,21 @@ class HashTable {
   template <typename Equals>
   uint32_t Find(uint64_t hash, Equals equals) const {
     const Segment& s = segments_[SegmentOf(hash)];
-    if (s.ids.empty()) return kAbsent;
+    if (s.words.empty()) return kAbsent;
     const uint8_t tag = TagOf(hash);
     for (uint32_t at = s.Home(hash);; at = s.Next(at)) {
       if (s.tags[at] == kEmpty) return kAbsent;
-      if (s.tags[at] == tag && equals(s.ids[at])) return s.ids[at];
+      if (s.tags[at] == tag && equals(s.Id(at))) return s.Id(at);
     }
   }
 
   // Brings the lines that Find(hash) reads first into the cache.
   void Prefetch(uint64_t hash) const {
     const Segment& s = segments_[SegmentOf(hash)];
-    if (s.ids.empty()) return;
+    if (s.words.empty()) return;
     const uint32_t at = s.Home(hash);
     __builtin_prefetch(&s.tags[at]);
-    __builtin_prefetch(&s.ids[at]);
+    __builtin_prefetch(&s.words[at]);
   }
   // The id in the first slot whose tag agrees, not compared further, or kAbsent: what to prefetch
   // next.
@@ -52,7 +54,7 @@ class HashTable {
   template <typename HashOf>
   void Insert(uint64_t hash, uint32_t id, HashOf hash_of) {
     Segment& s = segments_[SegmentOf(hash)];
-    if (s.used + 1 > s.ids.size() * kMaxLoadPercent / 100) Grow(s, hash_of);
+    if (s.used + 1 > s.words.size() * kMaxLoadPercent / 100) Grow(s, hash_of);
     s.Place(hash, id);
   }
 
@@ -61,15 +63,14 @@ class HashTable {
   void Erase(uint64_t hash, uint32_t id, HashOf hash_of) {
     Segment& s = segments_[SegmentOf(hash)];
     uint32_t hole = s.Home(hash);
-    while (s.ids[hole] != id || s.tags[hole] == kEmpty) hole = s.Next(hole);
+    while (s.Id(hole) != id || s.tags[hole] == kEmpty) hole = s.Next(hole);
     for (uint32_t at = s.Next(hole); s.tags[at] != kEmpty; at = s.Next(at)) {
-      const uint32_t home = s.Home(hash_of(s.ids[at]));
-      // The id at `at` may move back to `hole` unless its home lies between them.
-      const bool home_between =
-          hole <= at ? (home > hole && home <= at) : (home > hole || home <= at);
-      if (home_between) continue;
-      s.ids[hole] = s.ids[at];
-      s.tags[hole] = s.tags[at];
+      // What lies behind the hole may move back into it unless its home lies between them.
+      const uint32_t to_hole = s.Distance(hole, at);
+      uint32_t to_home = s.words[at] >> kIdBits;
+      if (to_home == kFarFromHome) to_home = s.Distance(s.Home(hash_of(s.Id(at))), at);
+      if (to_home < to_hole) continue;
+      s.Put(hole, s.Id(at), s.tags[at], to_home - to_hole);
       hole = at;
     }
     s.tags[hole] = kEmpty;
@@ -79,31 +80,44 @@ class HashTable {
   size_t memory_bytes() const {
     size_t bytes = segments_.size() * sizeof(Segment);
     for (const Segment& s : segments_)
-      bytes += s.ids.capacity() * sizeof(uint32_t) + s.tags.capacity();
+      bytes += s.words.capacity() * sizeof(uint32_t) + s.tags.capacity();
     return bytes;
   }
 
  private:
   static constexpr size_t kNumSegments = 1024;
   static constexpr uint8_t kEmpty = 0;
+  // 64 million ids. Erasing reads a neighbour's distance from its home instead of its node (a cache
+  // miss each).
+  static constexpr uint32_t kIdBits = 26;
+  static constexpr uint32_t kIdMask = (1u << kIdBits) - 1;
+  static constexpr uint32_t kFarFromHome = 63;  // or more: ask for its hash
   // Linear probing at 80 % needs 3 probes for a hit; tags keep them within one line. Growth by a
   // quarter keeps the load above 64 %: at most 7.8 bytes an id.
   static constexpr size_t kMaxLoadPercent = 80;
 
   struct Segment {
-    std::vector<uint32_t> ids;
+    std::vector<uint32_t> words;  // id, and above it how far the slot lies behind the id's home
     std::vector<uint8_t> tags;
     uint32_t used = 0;
 
+    uint32_t Id(uint32_t at) const { return words[at] & kIdMask; }
     uint32_t Home(uint64_t hash) const {
-      return static_cast<uint32_t>(((hash & 0xffffffff) * ids.size()) >> 32);
+      return static_cast<uint32_t>(((hash & 0xffffffff) * words.size()) >> 32);
     }
-    uint32_t Next(uint32_t at) const { return at + 1 == ids.size() ? 0 : at + 1; }
+    uint32_t Next(uint32_t at) const { return at + 1 == words.size() ? 0 : at + 1; }
+    uint32_t Distance(uint32_t from, uint32_t to) const {
+      return to >= from ? to - from : to + static_cast<uint32_t>(words.size()) - from;
+    }
+    void Put(uint32_t at, uint32_t id, uint8_t tag, uint32_t from_home) {
+      words[at] = id | std::min(from_home, kFarFromHome) << kIdBits;
+      tags[at] = tag;
+    }
     void Place(uint64_t hash, uint32_t id) {
-      uint32_t at = Home(hash);
+      const uint32_t home = Home(hash);
+      uint32_t at = home;
       while (tags[at] != kEmpty) at = Next(at);
-      ids[at] = id;
-      tags[at] = TagOf(hash);
+      Put(at, id, TagOf(hash), Distance(home, at));
       ++used;
     }
   };
@@ -116,11 +130,11 @@ class HashTable {
   template <typename HashOf>
   static void Grow(Segment& s, HashOf hash_of) {
     Segment bigger;
-    const size_t slots = s.ids.empty() ? 8 : s.ids.size() + s.ids.size() / 4;
-    bigger.ids.resize(slots);
+    const size_t slots = s.words.empty() ? 8 : s.words.size() + s.words.size() / 4;
+    bigger.words.resize(slots);
     bigger.tags.resize(slots);
-    for (size_t at = 0; at < s.ids.size(); ++at) {
-      if (s.tags[at] != kEmpty) bigger.Place(hash_of(s.ids[at]), s.ids[at]);
+    for (size_t at = 0; at < s.words.size(); ++at) {
+      if (s.tags[at] != kEmpty) bigger.Place(hash_of(s.Id(at)), s.Id(at));
     }
     s = std::move(bigger);
   }

@@ -62,11 +62,15 @@ void PrefixIndex::MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes,
 
 NodeId PrefixIndex::FindOrInsert(NamespaceId ns, const BlockHash& hash, NodeId parent,
                                  uint32_t block_index) {
-  NodeId id = Find(ns, hash);
-  if (id != kNoNode) {
-    if (nodes_[id].parent == kNoNode && parent != kNoNode) Link(id, parent);
-    return id;
-  }
+  const NodeId id = Find(ns, hash);
+  if (id == kNoNode) return Insert(ns, hash, parent, block_index);
+  if (nodes_[id].parent == kNoNode && parent != kNoNode) Link(id, parent);
+  return id;
+}
+
+NodeId PrefixIndex::Insert(NamespaceId ns, const BlockHash& hash, NodeId parent,
+                           uint32_t block_index) {
+  NodeId id;
   if (free_ids_.empty()) {
     id = num_ids_++;
     nodes_.EnsureSize(num_ids_);

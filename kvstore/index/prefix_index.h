@@ -76,6 +76,8 @@ class PrefixIndex {
                    std::vector<NodeId>* nodes) const;
   // Finds the node, or makes one without copies. `parent` is linked if the node had none.
   NodeId FindOrInsert(NamespaceId ns, const BlockHash& hash, NodeId parent, uint32_t block_index);
+  // As FindOrInsert() for a block that is known to be absent.
+  NodeId Insert(NamespaceId ns, const BlockHash& hash, NodeId parent, uint32_t block_index);
   // Erases the node if it has neither copies, holds nor children, and then its ancestors for which
   // that has become true.
   void EraseIfUnused(NodeId id);

@@ -196,21 +196,31 @@ PoolId Copies::PoolWithOldestBlock(TierKind kind, PoolId fallback) const {
   return oldest;
 }
 
+// Makes room for one page. A block without a copy below is written there first; where that cannot
+// be, and as a last resort, a block goes although a child of it lives on elsewhere: what is full of
+// such blocks would otherwise stay full for ever.
 bool Copies::EvictOldest(TierKind kind, PoolId pool) {
   policy::LeafLru& lru = lru_[Pos(kind)];
   NodeId next = lru.Oldest(pool);
+  NodeId orphaning = index::kNoNode;
+  bool is_room_coming = false;
   for (uint32_t looked_at = 0; next != index::kNoNode && looked_at < kScanMax; ++looked_at) {
     const NodeId id = next;
     next = lru.NextNewer(id);
-    if (!CanEvict(id, kind)) {
-      lru.Touch(pool, id);  // second chance: held, or the last copy above a child elsewhere
-      continue;
+    if (index_.node(id).holds > 0) {
+      lru.Touch(pool, id);  // second chance
+    } else if (IsDirty(id, kind) && on_dirty_victim_(id, kind)) {
+      is_room_coming = true;
+    } else if (CanEvict(id, kind)) {
+      Drop(id, kind, DropReason::kEvicted);
+      return true;
+    } else if (orphaning == index::kNoNode) {
+      orphaning = id;
     }
-    if (IsDirty(id, kind) && on_dirty_victim_(id, kind)) continue;
-    Drop(id, kind, DropReason::kEvicted);
-    return true;
   }
-  return false;
+  if (orphaning == index::kNoNode || is_room_coming) return false;
+  Drop(orphaning, kind, DropReason::kEvicted);
+  return true;
 }
 
 void Copies::WriteBackOldest(TierKind kind, PoolId pool, uint64_t blocks_max) {

@@ -66,30 +66,39 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
   StoreCounters& counters = copies_.store_counters();
   // The chain is held while it is built: making room must not evict the parents of blocks to come.
   std::vector<NodeId> chain;
-  if (parent_node != index::kNoNode && copies_.CanHold(parent_node)) chain.push_back(parent_node);
-  for (const NodeId held : chain) copies_.Hold(held);
+  chain.reserve(hashes.size() + 1);
+  const auto hold = [&](NodeId node) {
+    copies_.Hold(node);
+    chain.push_back(node);
+  };
+  if (parent_node != index::kNoNode && copies_.CanHold(parent_node)) hold(parent_node);
   for (size_t i = 0; i < hashes.size(); ++i) {
     ReserveResult::Block& block = result.blocks[i];
     const uint32_t block_index = first_block_index + static_cast<uint32_t>(i);
-    const NodeId known = copies_.index().Find(ns, hashes[i]);
-    if (known != index::kNoNode && copies_.index().node(known).block_index != block_index) {
-      block.state =
-          ReserveState::kNoSpace;  // one hash at two positions: a caller's hashes are not a chain
+    NodeId node = copies_.index().Find(ns, hashes[i]);
+    const bool is_known = node != index::kNoNode;
+    if (is_known && copies_.index().node(node).block_index != block_index) {
+      block.state = ReserveState::kNoSpace;  // one hash at two positions: not a chain
+    } else if (is_known && !copies_.CanHold(node)) {
+      block.state = ReserveState::kNoSpace;
     } else {
-      block.state = known == index::kNoNode ? ReserveState::kReserved : StateOf(known, tier);
+      block.state = is_known ? StateOf(node, tier) : ReserveState::kReserved;
     }
+    if (is_known && block.state != ReserveState::kNoSpace) hold(node);
     if (block.state == ReserveState::kReserved) {
       const absl::StatusOr<PageId> page = copies_.TakePage(tier, pool);
-      if (!page.ok()) {
-        block.state = ReserveState::kNoSpace;
-      } else {
-        // Looked up again: making room may have erased a node that was known only as a ghost.
-        const NodeId node = copies_.index().FindOrInsert(ns, hashes[i], parent_node, block_index);
+      if (page.ok()) {
+        // Links a known one to its parent, too: it may have been a ghost of recovery.
+        node = is_known ? copies_.index().FindOrInsert(ns, hashes[i], parent_node, block_index)
+                        : copies_.index().Insert(ns, hashes[i], parent_node, block_index);
         copies_.BeginWrite(node, tier, *page);
         block.location = copies_.Locate(node, tier);
         block.location.page_checksum = 0;
         r.nodes[i] = node;
         ++r.num_open;
+        if (!is_known) hold(node);
+      } else {
+        block.state = ReserveState::kNoSpace;
       }
     }
     if (block.state == ReserveState::kNoSpace) {
@@ -97,11 +106,7 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
       counters.no_space_blocks += hashes.size() - i;
       break;
     }
-    parent_node = copies_.index().Find(ns, hashes[i]);
-    if (copies_.CanHold(parent_node)) {
-      copies_.Hold(parent_node);
-      chain.push_back(parent_node);
-    }
+    parent_node = node;
   }
   for (auto held = chain.rbegin(); held != chain.rend(); ++held) copies_.Unhold(*held);
   if (r.num_open == 0) return result;

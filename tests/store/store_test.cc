@@ -177,6 +177,22 @@ TEST_F(StoreTest, PrefixSavedInPartsIsEvictedFromItsTail) {
   EXPECT_EQ(f->core->Match(ns, Hashes(3, 1024)).matched_blocks, 0u);
 }
 
+// Both tiers full, written through: blocks whose last copy lies in DRAM above a child on NVMe must not pile up.
+TEST_F(StoreTest, FullTiersOfEqualSizeKeepTakingPrompts) {
+  StoreFixture::Options o = Without(false, true);
+  o.dram.num_slabs = o.nvme.num_slabs = 8;  // 512 slots each
+  Make(o);
+  for (uint32_t branch = 1; branch <= 40; ++branch) {
+    const auto hashes = Hashes(branch, 100);
+    size_t stored = 0;
+    for (int attempt = 0; attempt < 20 && stored < 100; ++attempt) {
+      stored += f->Put(session, ns, hashes);
+      f->Settle();
+    }
+    ASSERT_EQ(f->core->Match(ns, hashes).matched_blocks, 100u) << "branch " << branch;
+  }
+}
+
 TEST_F(StoreTest, LeasedBlocksAreNotEvicted) {
   StoreFixture::Options o = Without(false, false);
   o.dram.num_slabs = 1;
