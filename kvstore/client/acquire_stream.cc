@@ -7,7 +7,7 @@
 namespace kvstore::client {
 
 void AcquireStream::Start(std::shared_ptr<Lease::State> lease, HottestTier hottest,
-                          absl::Duration timeout, Done done) {
+                          absl::Duration timeout, Watch watch, Done done) {
   Connection& connection = *lease->connection;
   auto* stream = new AcquireStream(lease);
   stream->done_ = std::move(done);
@@ -24,46 +24,48 @@ void AcquireStream::Start(std::shared_ptr<Lease::State> lease, HottestTier hotte
     delete stream;
     return;
   }
+  lease->SetStream(&stream->context_);
   connection.stub().async()->Acquire(&stream->context_, &request, stream);
   stream->StartRead(&stream->message_);
-  // Held until the alarm is decided: it may go off while the stream ends.
-  stream->AddHold();
-  stream->alarm_.Set(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout),
-                     [stream](bool went_off) {
-                       if (went_off && !stream->has_first_.load(std::memory_order_acquire)) {
-                         stream->is_late_.store(true, std::memory_order_release);
-                         stream->context_.TryCancel();
-                       }
-                       stream->RemoveHold();
-                     });
+  if (watch == Watch::kAlarm) stream->SetAlarm(timeout);
   stream->StartCall();
 }
 
+void AcquireStream::SetAlarm(absl::Duration timeout) {
+  // Held until the alarm is decided: it may go off while the stream ends.
+  AddHold();
+  alarm_ = std::make_unique<grpc::Alarm>();
+  alarm_->Set(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout),
+              [this](bool went_off) {
+                if (went_off && !has_first_.load(std::memory_order_acquire)) lease_->GiveUp();
+                RemoveHold();
+              });
+}
+
+void AcquireStream::CancelAlarm() {
+  if (alarm_ != nullptr) alarm_->Cancel();
+}
+
 void AcquireStream::OnReadDone(bool ok) {
+  const bool is_first = !has_first_.load(std::memory_order_relaxed);
   if (!ok) {
-    if (!has_first_.load(std::memory_order_relaxed)) alarm_.Cancel();
+    if (is_first) CancelAlarm();
     return;  // OnDone() follows
   }
   broken_ = lease_->OnMessage(message_);
   if (!broken_.ok()) {
-    alarm_.Cancel();
+    CancelAlarm();
     context_.TryCancel();
     return;
   }
-  const bool is_last = message_.is_last();
-  if (!has_first_.load(std::memory_order_relaxed)) {
-    if (is_last) lease_->OnStreamEnd(absl::OkStatus());
-    OnFirstMessage();
+  if (message_.is_last()) lease_->OnStreamEnd(absl::OkStatus());
+  if (is_first) {
+    has_first_.store(true, std::memory_order_release);
+    CancelAlarm();
+    Deliver(absl::OkStatus());
   }
   message_.Clear();
   StartRead(&message_);
-}
-
-void AcquireStream::OnFirstMessage() {
-  has_first_.store(true, std::memory_order_release);
-  alarm_.Cancel();
-  lease_->SetStream(&context_);
-  Deliver(absl::OkStatus());
 }
 
 void AcquireStream::Deliver(absl::Status status) {
@@ -79,7 +81,7 @@ void AcquireStream::Deliver(absl::Status status) {
 
 void AcquireStream::OnDone(const grpc::Status& status) {
   absl::Status why = broken_.ok() ? lease_->connection->StatusOf(status, lease_->session) : broken_;
-  if (is_late_.load(std::memory_order_acquire))
+  if (lease_->is_given_up())
     why = absl::DeadlineExceededError("the daemon did not answer Acquire in time");
   lease_->OnStreamEnd(why);
   Deliver(why.ok() ? absl::UnavailableError("Acquire ended without an answer") : why);

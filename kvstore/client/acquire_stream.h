@@ -20,16 +20,20 @@ class AcquireStream final : public grpc::ClientReadReactor<v1::AcquireResponse> 
  public:
   using Done = absl::AnyInvocable<void(absl::StatusOr<std::shared_ptr<Lease::State>>)>;
 
+  // Who ends a call whose first message does not come in time: an alarm, or the caller by
+  // Lease::State::GiveUp(). An alarm costs as much as a small call.
+  enum class Watch { kAlarm, kCaller };
   // `timeout` is for the first message; readiness may take the client's bulk deadline.
   static void Start(std::shared_ptr<Lease::State> lease, HottestTier hottest,
-                    absl::Duration timeout, Done done);
+                    absl::Duration timeout, Watch watch, Done done);
 
   void OnReadDone(bool ok) override;
   void OnDone(const grpc::Status& status) override;
 
  private:
   explicit AcquireStream(std::shared_ptr<Lease::State> lease) : lease_(std::move(lease)) {}
-  void OnFirstMessage();
+  void SetAlarm(absl::Duration timeout);
+  void CancelAlarm();
   void Deliver(absl::Status status);
 
   const std::shared_ptr<Lease::State>
@@ -37,9 +41,8 @@ class AcquireStream final : public grpc::ClientReadReactor<v1::AcquireResponse> 
   grpc::ClientContext context_;
   v1::AcquireRequest request_;
   v1::AcquireResponse message_;
-  std::atomic<bool> is_late_{false};  // the first message did not come in time
   std::atomic<bool> has_first_{false};
-  grpc::Alarm alarm_;
+  std::unique_ptr<grpc::Alarm> alarm_;  // null: the caller watches
   Done done_;
   absl::Status broken_;  // a message that is not well-formed
 };

@@ -46,6 +46,14 @@ absl::Status Call(Connection& connection, const std::shared_ptr<MemorySession>& 
   return status;
 }
 
+absl::StatusOr<std::shared_ptr<Lease::State>> NewLease(
+    const std::shared_ptr<Connection>& connection, const Namespace& ns,
+    std::vector<BlockHash> hashes, absl::Duration timeout) {
+  RETURN_IF_ERROR(CheckHashes(hashes));
+  ASSIGN_OR_RETURN(std::shared_ptr<MemorySession> session, connection->Session(timeout));
+  return std::make_shared<Lease::State>(connection, std::move(session), ns, std::move(hashes));
+}
+
 // A reserve in flight.
 struct ReserveCall {
   grpc::ClientContext context;
@@ -168,14 +176,12 @@ absl::StatusOr<Match> Client::MatchPrefix(const Namespace& ns, std::span<const B
 void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest,
                           absl::Time deadline,
                           absl::AnyInvocable<void(absl::StatusOr<Lease>)> done) {
-  if (absl::Status checked = CheckHashes(hashes); !checked.ok()) return done(checked);
   const absl::Duration timeout = TimeLeft(deadline, state_->connection->options().deadline);
-  absl::StatusOr<std::shared_ptr<MemorySession>> session = state_->connection->Session(timeout);
-  if (!session.ok()) return done(session.status());
-  auto lease = std::make_shared<Lease::State>(state_->connection, *std::move(session), ns,
-                                              std::move(hashes));
+  absl::StatusOr<std::shared_ptr<Lease::State>> lease =
+      NewLease(state_->connection, ns, std::move(hashes), timeout);
+  if (!lease.ok()) return done(lease.status());
   AcquireStream::Start(
-      std::move(lease), hottest, TimeLeft(deadline, timeout),
+      *std::move(lease), hottest, TimeLeft(deadline, timeout), AcquireStream::Watch::kAlarm,
       [done = std::move(done)](absl::StatusOr<std::shared_ptr<Lease::State>> made) mutable {
         if (!made.ok()) return done(made.status());
         done(Lease(*std::move(made)));
@@ -184,16 +190,24 @@ void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, Ho
 
 absl::StatusOr<Lease> Client::Acquire(const Namespace& ns, std::span<const BlockHash> hashes,
                                       HottestTier hottest, absl::Time deadline) {
+  const absl::Duration timeout = TimeLeft(deadline, state_->connection->options().deadline);
+  ASSIGN_OR_RETURN(std::shared_ptr<Lease::State> lease,
+                   NewLease(state_->connection, ns,
+                            std::vector<BlockHash>(hashes.begin(), hashes.end()), timeout));
   absl::Notification notified;
-  absl::StatusOr<Lease> lease = absl::UnknownError("");
-  AcquireAsync(ns, std::vector<BlockHash>(hashes.begin(), hashes.end()), hottest, deadline,
-               [&](absl::StatusOr<Lease> made) {
-                 lease = std::move(made);
-                 notified.Notify();
-               });
-  // Ends with the call's deadline.
-  notified.WaitForNotification();
-  return lease;
+  absl::Status status;
+  const absl::Duration left = TimeLeft(deadline, timeout);
+  AcquireStream::Start(lease, hottest, left, AcquireStream::Watch::kCaller,
+                       [&](absl::StatusOr<std::shared_ptr<Lease::State>> made) {
+                         status = made.status();
+                         notified.Notify();
+                       });
+  if (!notified.WaitForNotificationWithTimeout(left)) {
+    lease->GiveUp();
+    notified.WaitForNotification();  // a cancelled call ends at once
+  }
+  if (!status.ok()) return status;
+  return Lease(std::move(lease));
 }
 
 void Client::ReserveAsync(const Namespace& ns, const ReserveRequest& request, absl::Time deadline,

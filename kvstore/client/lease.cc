@@ -112,6 +112,18 @@ void Lease::State::SetStream(grpc::ClientContext* context) {
   if (!has_stream_ended_) stream_ = context;
 }
 
+void Lease::State::GiveUp() {
+  absl::MutexLock lock(&mutex_);
+  if (is_known_ || stream_ == nullptr) return;
+  is_given_up_ = true;
+  stream_->TryCancel();
+}
+
+bool Lease::State::is_given_up() const {
+  absl::MutexLock lock(&mutex_);
+  return is_given_up_;
+}
+
 uint32_t Lease::State::matched_blocks() const {
   absl::MutexLock lock(&mutex_);
   return matched_blocks_;

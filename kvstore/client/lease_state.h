@@ -37,6 +37,9 @@ struct Lease::State {
   void OnStreamEnd(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
   // The stream, to be cancelled with the lease; null when it has ended.
   void SetStream(grpc::ClientContext* context) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Nobody waits for the first message any longer: ends the stream, unless the message has come.
+  void GiveUp() ABSL_LOCKS_EXCLUDED(mutex_);
+  bool is_given_up() const ABSL_LOCKS_EXCLUDED(mutex_);
 
   // --- The reader's side ---
   // Where a block lies, with its slab mapped.
@@ -89,6 +92,7 @@ struct Lease::State {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   mutable absl::Mutex mutex_;
+  bool is_given_up_ ABSL_GUARDED_BY(mutex_) = false;
   bool is_known_ ABSL_GUARDED_BY(mutex_) = false;  // the first message has come
   uint64_t lease_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t matched_blocks_ ABSL_GUARDED_BY(mutex_) = 0;

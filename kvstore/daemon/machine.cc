@@ -1,5 +1,6 @@
 #include "kvstore/daemon/machine.h"
 
+#include <malloc.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -90,6 +91,11 @@ uint64_t CountOpenFiles() {
        it.increment(error))
     ++count;
   return count;
+}
+
+void TuneAllocator() {
+  mallopt(M_MMAP_THRESHOLD, 4 << 20);
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
 }
 
 void HardenProcess() {

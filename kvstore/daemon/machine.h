@@ -16,6 +16,10 @@ Machine LookAtMachine();
 uint64_t RaiseFileLimit();
 uint64_t CountOpenFiles();
 
+// Keeps the allocator from giving buffers of a call (a few 100 KiB) back to the kernel and faulting
+// them in again, call after call.
+void TuneAllocator();
+
 // Files that we make are ours alone; memory that we hold is in no core dump and open to no debugger
 // of another process of our uid.
 void HardenProcess();

@@ -98,6 +98,7 @@ int Serve(const Arguments& arguments, const Machine& machine, LoadedConfig loade
 
 int Main(int argc, char** argv) {
   HardenProcess();
+  TuneAllocator();
   CLI::App app("kvstored: hierarchical KV-cache storage for LLM inference", "kvstored");
   Arguments arguments;
   app.add_option("--config", arguments.config_file, "TOML file to read")->type_name("FILE");

@@ -7,9 +7,9 @@
 
 namespace kvstore::service {
 
-grpc::ServerWriteReactor<v1::AcquireResponse>* AcquireCall::Start(const CallParts& parts, const Caller& caller,
-                                                                  const grpc::CallbackServerContext& context,
-                                                                  const v1::AcquireRequest& request) {
+grpc::ServerWriteReactor<v1::AcquireResponse>* AcquireCall::Start(
+    const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
+    const v1::AcquireRequest& request) {
   std::shared_ptr<AcquireCall> call(new AcquireCall(parts));
   call->self_ = call;
   if (absl::Status status = call->Prepare(caller, context, request); !status.ok()) {
@@ -18,24 +18,28 @@ grpc::ServerWriteReactor<v1::AcquireResponse>* AcquireCall::Start(const CallPart
   return call.get();
 }
 
-absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context, const v1::AcquireRequest& request) {
-  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, request.ByteSizeLong(), CallerKeyOf(caller)));
+absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
+                                  const v1::AcquireRequest& request) {
+  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
+                                     request.ByteSizeLong(), CallerKeyOf(caller)));
   ASSIGN_OR_RETURN(SessionRecord session, SessionOf(scope_));
   session_ = session.id;
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_()));
   BlockKeys blocks;
   ASSIGN_OR_RETURN(blocks.hashes, ReadHashes(request.hashes()));
   if (scope_.server_deadline.has_value()) {
-    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock, after = *scope_.server_deadline] {
+    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
+                after = *scope_.server_deadline] {
       edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock()) late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
+        if (auto late = weak.lock())
+          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
       });
     });
   }
   const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu()};
-  const bool is_posted = parts_.core.TryPost([self = shared_from_this(), key = std::move(key), blocks = std::move(blocks), options]() mutable {
-    self->StartOnCore(std::move(key), std::move(blocks), options);
-  });
+  const bool is_posted = parts_.core.TryPost(
+      [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks),
+       options]() mutable { self->StartOnCore(std::move(key), std::move(blocks), options); });
   return is_posted ? absl::OkStatus() : CoreIsBusy();
 }
 
@@ -47,22 +51,29 @@ void AcquireCall::StartOnCore(NamespaceKey key, BlockKeys blocks, store::Acquire
                     self->edge_.Post([self, status = resolved.status()] { self->End(status); });
                     return;
                   }
-                  // The store keeps the callback while pages are on their way, and with it this call.
-                  self->parts_.store.Acquire(self->session_, resolved->ns.id, resolved->hashes, options,
-                                             [self](const store::AcquireUpdate& update) {
-                                               self->edge_.Post([self, update]() mutable { self->OnUpdate(std::move(update)); });
+                  // The store keeps the callback while pages are on their way, and with it this
+                  // call.
+                  self->parts_.store.Acquire(self->session_, resolved->ns.id, resolved->hashes,
+                                             options, [self](const store::AcquireUpdate& update) {
+                                               self->edge_.Post([self, update]() mutable {
+                                                 self->OnUpdate(std::move(update));
+                                               });
                                              });
                 });
 }
 
 void AcquireCall::OnUpdate(store::AcquireUpdate update) {
   if (update.is_first) {
-    const bool is_refused = update.is_last && !update.status.ok() && update.matched_blocks == 0 && update.lease == LeaseId();
+    const bool is_refused = update.is_last && !update.status.ok() && update.matched_blocks == 0 &&
+                            update.lease == LeaseId();
     if (is_refused) return End(update.status);
     lease_ = update.lease;
     if (has_ended_) {
       // Cancelled while the core was at it.
-      if (lease_ != LeaseId()) parts_.core.Post([self = shared_from_this()] { self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError(); });
+      if (lease_ != LeaseId())
+        parts_.core.Post([self = shared_from_this()] {
+          self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError();
+        });
       return;
     }
   }
@@ -112,16 +123,19 @@ void AcquireCall::End(const absl::Status& status) {
 
 void AcquireCall::OnCancel() {
   is_cancelled_.store(true, std::memory_order_relaxed);
-  edge_.Post([self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
+  edge_.Post(
+      [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
 }
 
 void AcquireCall::OnDone() {
   // On the edge thread, behind steps that were posted before the end, such as an OnWriteDone().
   edge_.Post([self = std::move(self_)] {
     const bool is_delivered =
-        self->is_first_delivered_ || (self->is_finishing_with_first_ && !self->is_cancelled_.load(std::memory_order_relaxed));
+        self->is_first_delivered_ ||
+        (self->is_finishing_with_first_ && !self->is_cancelled_.load(std::memory_order_relaxed));
     if (self->lease_ != LeaseId() && !is_delivered) {
-      self->parts_.core.Post([self] { self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError(); });
+      self->parts_.core.Post(
+          [self] { self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError(); });
     }
     self->scope_.ticket.Release();
   });

@@ -50,7 +50,8 @@ void WriteTier(const store::TierRow& row, v1::TierStatus* out) {
   counters["recovered_pages"] = row.counters.recovered_pages;
 }
 
-void WriteCounters(const store::StoreCounters& c, google::protobuf::Map<std::string, uint64_t>* out) {
+void WriteCounters(const store::StoreCounters& c,
+                   google::protobuf::Map<std::string, uint64_t>* out) {
   (*out)["acquires"] = c.acquires;
   (*out)["matched_blocks"] = c.matched_blocks;
   (*out)["requested_blocks"] = c.requested_blocks;
@@ -67,18 +68,20 @@ void WriteCounters(const store::StoreCounters& c, google::protobuf::Map<std::str
   (*out)["truncated_loads"] = c.truncated_loads;
 }
 
-void WriteStatus(const store::StoreStatus& status, const DaemonFacts& facts, absl::Time now, v1::StatusResponse* out) {
+void WriteStatus(const store::StoreStatus& status, const DaemonFacts& facts, absl::Time now,
+                 v1::StatusResponse* out) {
   for (std::string& line : facts.degraded()) out->add_degraded(std::move(line));
   for (const store::TierRow& row : status.tiers) {
     WriteTier(row, out->add_tiers());
     if (!row.degraded.empty()) out->add_degraded(row.degraded);
     if (row.state != tiers::TierState::kServing) {
-      out->add_degraded(absl::StrCat("tier ", AbslView(tiers::TierName(row.kind)), " is ", StateName(row.state)));
+      out->add_degraded(
+          absl::StrCat("tier ", AbslView(tiers::TierName(row.kind)), " is ", StateName(row.state)));
     }
   }
-  out->set_health(facts.is_draining()            ? v1::StatusResponse::HEALTH_DRAINING
-                  : out->degraded_size() > 0     ? v1::StatusResponse::HEALTH_DEGRADED
-                                                 : v1::StatusResponse::HEALTH_SERVING);
+  out->set_health(facts.is_draining()        ? v1::StatusResponse::HEALTH_DRAINING
+                  : out->degraded_size() > 0 ? v1::StatusResponse::HEALTH_DEGRADED
+                                             : v1::StatusResponse::HEALTH_SERVING);
   out->set_version(facts.version);
   out->set_commit(facts.commit);
   out->set_incarnation(facts.incarnation);
@@ -130,8 +133,11 @@ absl::StatusOr<std::optional<tiers::TierKind>> ReadOptionalTier(v1::Tier tier) {
 }
 
 // Core thread. The tenant's namespace of that name, else any tenant's by fingerprint in hex.
-absl::StatusOr<store::Store::OpenedNamespace> FindForAdmin(const store::Store& store, const std::string& tenant, const std::string& name) {
-  absl::StatusOr<store::Store::OpenedNamespace> found = store.FindNamespace(tenant, std::string_view(name));
+absl::StatusOr<store::Store::OpenedNamespace> FindForAdmin(const store::Store& store,
+                                                           const std::string& tenant,
+                                                           const std::string& name) {
+  absl::StatusOr<store::Store::OpenedNamespace> found =
+      store.FindNamespace(tenant, std::string_view(name));
   if (found.ok()) return found;
   for (const store::NamespaceRow& row : store.ListNamespaces()) {
     if (row.fingerprint.Hex() == name) return store.FindNamespace(row.spec.tenant, row.fingerprint);
@@ -140,16 +146,18 @@ absl::StatusOr<store::Store::OpenedNamespace> FindForAdmin(const store::Store& s
 }
 
 // The result of a verification in one message.
-class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>, public std::enable_shared_from_this<VerifyCall> {
+class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>,
+                         public std::enable_shared_from_this<VerifyCall> {
  public:
   static std::shared_ptr<VerifyCall> Start(const CallParts& parts, CallScope scope) {
     std::shared_ptr<VerifyCall> call(new VerifyCall(parts, std::move(scope)));
     call->self_ = call;
     if (call->scope_.server_deadline.has_value()) {
-      call->edge_.Post([weak = std::weak_ptr<VerifyCall>(call), &edge = call->edge_, &clock = parts.clock,
-                        after = *call->scope_.server_deadline] {
+      call->edge_.Post([weak = std::weak_ptr<VerifyCall>(call), &edge = call->edge_,
+                        &clock = parts.clock, after = *call->scope_.server_deadline] {
         edge.PostAt(clock.Now() + after, [weak] {
-          if (auto late = weak.lock()) late->EndOnEdge(absl::DeadlineExceededError("the server's own deadline for this call"));
+          if (auto late = weak.lock())
+            late->EndOnEdge(absl::DeadlineExceededError("the server's own deadline for this call"));
         });
       });
     }
@@ -165,7 +173,8 @@ class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>, pu
   }
   // Any thread.
   void End(absl::StatusOr<store::VerifyResult> result) {
-    edge_.Post([self = shared_from_this(), result = std::move(result)] { self->EndOnEdge(result); });
+    edge_.Post(
+        [self = shared_from_this(), result = std::move(result)] { self->EndOnEdge(result); });
   }
   void OnCancel() override { End(absl::CancelledError("the client has gone")); }
   void OnDone() override {
@@ -174,7 +183,8 @@ class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>, pu
   }
 
  private:
-  VerifyCall(const CallParts& parts, CallScope scope) : edge_(parts.edges.Next()), scope_(std::move(scope)) {}
+  VerifyCall(const CallParts& parts, CallScope scope)
+      : edge_(parts.edges.Next()), scope_(std::move(scope)) {}
   void EndOnEdge(const absl::StatusOr<store::VerifyResult>& result) {
     if (has_ended_) return;
     has_ended_ = true;
@@ -197,12 +207,14 @@ class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>, pu
 
 absl::StatusOr<CallScope> AdminService::Enter(const Context& context, CallKind kind) const {
   if (!caller_.is_admin()) {
-    return absl::PermissionDeniedError(absl::StrCat(caller_.Label(), " may not administer: only the daemon's own uid and root may"));
+    return absl::PermissionDeniedError(absl::StrCat(
+        caller_.Label(), " may not administer: only the daemon's own uid and root may"));
   }
   return EnterCall(parts_, caller_, context, kind, 0, kAdminCallerKey);
 }
 
-grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::StatusRequest*, v1::StatusResponse* response) {
+grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::StatusRequest*,
+                                               v1::StatusResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
@@ -214,7 +226,8 @@ grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::Statu
   return call.get();
 }
 
-grpc::ServerUnaryReactor* AdminService::Config(Context* context, const v1::ConfigRequest*, v1::ConfigResponse* response) {
+grpc::ServerUnaryReactor* AdminService::Config(Context* context, const v1::ConfigRequest*,
+                                               v1::ConfigResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
@@ -229,31 +242,37 @@ grpc::ServerUnaryReactor* AdminService::Config(Context* context, const v1::Confi
   return call.get();
 }
 
-grpc::ServerUnaryReactor* AdminService::Namespaces(Context* context, const v1::NamespacesRequest*, v1::NamespacesResponse* response) {
+grpc::ServerUnaryReactor* AdminService::Namespaces(Context* context, const v1::NamespacesRequest*,
+                                                   v1::NamespacesResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore([&parts = parts_, call, response] {
     call->End(absl::OkStatus(), [response, rows = parts.store.ListNamespaces()] {
-      for (const store::NamespaceRow& row : rows) WriteNamespaceRow(row, response->add_namespaces());
+      for (const store::NamespaceRow& row : rows)
+        WriteNamespaceRow(row, response->add_namespaces());
     });
   });
   return call.get();
 }
 
-grpc::ServerUnaryReactor* AdminService::List(Context* context, const v1::ListRequest* request, v1::ListResponse* response) {
+grpc::ServerUnaryReactor* AdminService::List(Context* context, const v1::ListRequest* request,
+                                             v1::ListResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
-  if (absl::Status status = CheckNamespaceName(request->namespace_()); !status.ok()) return UnaryCall::Refuse(status);
+  if (absl::Status status = CheckNamespaceName(request->namespace_()); !status.ok())
+    return UnaryCall::Refuse(status);
   absl::StatusOr<std::optional<tiers::TierKind>> tier = ReadOptionalTier(request->tier());
   if (!tier.ok()) return UnaryCall::Refuse(tier.status());
   if (request->limit() > kListMax) {
-    return UnaryCall::Refuse(absl::InvalidArgumentError(absl::StrCat("limit: ", request->limit(), "; at most ", kListMax)));
+    return UnaryCall::Refuse(absl::InvalidArgumentError(
+        absl::StrCat("limit: ", request->limit(), "; at most ", kListMax)));
   }
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore([&parts = parts_, call, response, name = request->namespace_(), tier = *tier,
                     limit = request->limit() == 0 ? kListDefault : request->limit()] {
-    absl::StatusOr<store::Store::OpenedNamespace> ns = FindForAdmin(parts.store, call->scope().tenant, name);
+    absl::StatusOr<store::Store::OpenedNamespace> ns =
+        FindForAdmin(parts.store, call->scope().tenant, name);
     if (!ns.ok()) return call->End(ns.status());
     call->End(absl::OkStatus(), [response, rows = parts.store.List(ns->id, tier, limit)] {
       for (const store::BlockRow& row : rows) WriteBlockRow(row, response->add_blocks());
@@ -262,15 +281,18 @@ grpc::ServerUnaryReactor* AdminService::List(Context* context, const v1::ListReq
   return call.get();
 }
 
-grpc::ServerUnaryReactor* AdminService::Evict(Context* context, const v1::EvictRequest* request, v1::EvictResponse* response) {
+grpc::ServerUnaryReactor* AdminService::Evict(Context* context, const v1::EvictRequest* request,
+                                              v1::EvictResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
-  if (absl::Status status = CheckNamespaceName(request->namespace_()); !status.ok()) return UnaryCall::Refuse(status);
+  if (absl::Status status = CheckNamespaceName(request->namespace_()); !status.ok())
+    return UnaryCall::Refuse(status);
   absl::StatusOr<tiers::TierKind> tier = ReadTier(request->tier());
   if (!tier.ok()) return UnaryCall::Refuse(tier.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore([&parts = parts_, call, response, name = request->namespace_(), tier = *tier] {
-    absl::StatusOr<store::Store::OpenedNamespace> ns = FindForAdmin(parts.store, call->scope().tenant, name);
+    absl::StatusOr<store::Store::OpenedNamespace> ns =
+        FindForAdmin(parts.store, call->scope().tenant, name);
     if (!ns.ok()) return call->End(ns.status());
     call->End(absl::OkStatus(), [response, result = parts.store.Evict(ns->id, tier)] {
       response->set_blocks(result.blocks);
@@ -280,15 +302,19 @@ grpc::ServerUnaryReactor* AdminService::Evict(Context* context, const v1::EvictR
   return call.get();
 }
 
-grpc::ServerWriteReactor<v1::VerifyResponse>* AdminService::Verify(Context* context, const v1::VerifyRequest* request) {
+grpc::ServerWriteReactor<v1::VerifyResponse>* AdminService::Verify(
+    Context* context, const v1::VerifyRequest* request) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kBulk);
   if (!entered.ok()) return VerifyCall::Refuse(entered.status());
   absl::StatusOr<std::optional<tiers::TierKind>> tier = ReadOptionalTier(request->tier());
   if (!tier.ok()) return VerifyCall::Refuse(tier.status());
-  const store::VerifyMode mode = request->repair() ? store::VerifyMode::kRepair : store::VerifyMode::kDropBad;
+  const store::VerifyMode mode =
+      request->repair() ? store::VerifyMode::kRepair : store::VerifyMode::kDropBad;
   std::shared_ptr<VerifyCall> call = VerifyCall::Start(parts_, *std::move(entered));
   const bool is_posted = parts_.core.TryPost([&parts = parts_, call, tier = *tier, mode] {
-    parts.store.Verify(tier, mode, [call](absl::StatusOr<store::VerifyResult> result) { call->End(std::move(result)); });
+    parts.store.Verify(tier, mode, [call](absl::StatusOr<store::VerifyResult> result) {
+      call->End(std::move(result));
+    });
   });
   if (!is_posted) call->End(CoreIsBusy());
   return call.get();

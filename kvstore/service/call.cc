@@ -12,29 +12,37 @@ constexpr char kSessionMetadata[] = "kvstore-session-bin";
 constexpr char kTenantMetadata[] = "kvstore-tenant";
 
 // Empty if there is none. Errors: InvalidArgument, given twice.
-absl::StatusOr<std::string_view> MetadataValue(const grpc::CallbackServerContext& context, const char* key) {
+absl::StatusOr<std::string_view> MetadataValue(const grpc::CallbackServerContext& context,
+                                               const char* key) {
   const auto& metadata = context.client_metadata();
   const auto [first, last] = metadata.equal_range(key);
   if (first == last) return std::string_view();
-  if (std::next(first) != last) return absl::InvalidArgumentError(std::string(key) + ": given twice");
+  if (std::next(first) != last)
+    return absl::InvalidArgumentError(std::string(key) + ": given twice");
   return std::string_view(first->second.data(), first->second.size());
 }
 
-std::optional<absl::Duration> ServerDeadline(const CallParts& parts, const grpc::CallbackServerContext& context, CallKind kind) {
+std::optional<absl::Duration> ServerDeadline(const CallParts& parts,
+                                             const grpc::CallbackServerContext& context,
+                                             CallKind kind) {
   const std::chrono::system_clock::time_point deadline = context.deadline();
   if (deadline == std::chrono::system_clock::time_point::max()) {
     return kind == CallKind::kBulk ? parts.bulk_deadline : parts.call_deadline;
   }
-  if (deadline > std::chrono::system_clock::now() + absl::ToChronoSeconds(kDeadlineMax)) return kDeadlineMax;
+  if (deadline > std::chrono::system_clock::now() + absl::ToChronoSeconds(kDeadlineMax))
+    return kDeadlineMax;
   return std::nullopt;
 }
 
 }  // namespace
 
-CallGate::CallerKey CallerKeyOf(const Caller& caller) { return caller.uid.has_value() ? int64_t{*caller.uid} : -1; }
+CallGate::CallerKey CallerKeyOf(const Caller& caller) {
+  return caller.uid.has_value() ? int64_t{*caller.uid} : -1;
+}
 
-absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
-                                    CallKind kind, size_t request_bytes, CallGate::CallerKey counted_as) {
+absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller,
+                                    const grpc::CallbackServerContext& context, CallKind kind,
+                                    size_t request_bytes, CallGate::CallerKey counted_as) {
   CallScope scope;
   ASSIGN_OR_RETURN(scope.ticket, parts.gate.Admit(counted_as, request_bytes));
   ASSIGN_OR_RETURN(std::string_view named_tenant, MetadataValue(context, kTenantMetadata));
@@ -53,23 +61,28 @@ absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller
 
 absl::StatusOr<SessionRecord> SessionOf(const CallScope& scope) {
   if (scope.session.has_value()) return *scope.session;
-  return absl::FailedPreconditionError("this call needs a session: open one on the memory socket and name it in kvstore-session-bin");
+  return absl::FailedPreconditionError(
+      "this call needs a session: open one on the memory socket and name it in "
+      "kvstore-session-bin");
 }
 
 absl::Status CoreIsBusy() {
-  return absl::ResourceExhaustedError("the core is behind: limits.core_queue calls wait for it; wait and try again");
+  return absl::ResourceExhaustedError(
+      "the core is behind: limits.core_queue calls wait for it; wait and try again");
 }
 
-UnaryCall::UnaryCall(const CallParts& parts, CallScope scope) : parts_(parts), edge_(parts.edges.Next()), scope_(std::move(scope)) {}
+UnaryCall::UnaryCall(const CallParts& parts, CallScope scope)
+    : parts_(parts), edge_(parts.edges.Next()), scope_(std::move(scope)) {}
 
 std::shared_ptr<UnaryCall> UnaryCall::Start(const CallParts& parts, CallScope scope) {
   std::shared_ptr<UnaryCall> call(new UnaryCall(parts, std::move(scope)));
   call->self_ = call;
   if (call->scope_.server_deadline.has_value()) {
-    call->edge_.Post([weak = std::weak_ptr<UnaryCall>(call), &edge = call->edge_, &clock = parts.clock,
-                      after = *call->scope_.server_deadline] {
+    call->edge_.Post([weak = std::weak_ptr<UnaryCall>(call), &edge = call->edge_,
+                      &clock = parts.clock, after = *call->scope_.server_deadline] {
       edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock()) late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
+        if (auto late = weak.lock())
+          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
       });
     });
   }
@@ -86,7 +99,8 @@ grpc::ServerUnaryReactor* UnaryCall::Refuse(const absl::Status& status) {
 }
 
 void UnaryCall::End(absl::Status status, Task fill, Task undo) {
-  edge_.Post([self = shared_from_this(), status = std::move(status), fill = std::move(fill), undo = std::move(undo)]() mutable {
+  edge_.Post([self = shared_from_this(), status = std::move(status), fill = std::move(fill),
+              undo = std::move(undo)]() mutable {
     if (self->has_ended_) {
       if (undo) self->parts_.core.Post(std::move(undo));
       return;

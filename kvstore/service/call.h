@@ -1,9 +1,12 @@
-// What every call of the gRPC services goes through: who calls, may it, until when; the way to the core and back.
+// What every call of the gRPC services goes through: who calls, may it, until when; the way to the
+// core and back.
 //
-// A call is pinned to one edge thread, on which its state lives and its reply is written: gRPC's threads and the core only post to it.
+// A call is pinned to one edge thread, on which its state lives and its reply is written: gRPC's
+// threads and the core only post to it.
 //   gRPC thread --EnterCall()--> core (TryPost, bounded) --> edge thread of the call --> Finish
 //
-// A response message may be touched on the edge thread only, and only while the call has not ended: gRPC frees it soon after.
+// A response message may be touched on the edge thread only, and only while the call has not ended:
+// gRPC frees it soon after.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -38,8 +41,8 @@ struct CallParts {
   CallGate& gate;
   SessionTable& sessions;
   const Clock& clock;
-  absl::Duration call_deadline;   // of calls that carry none
-  absl::Duration bulk_deadline;   // of Put, Get, Acquire, Verify that carry none
+  absl::Duration call_deadline;  // of calls that carry none
+  absl::Duration bulk_deadline;  // of Put, Get, Acquire, Verify that carry none
   absl::Duration lease_time;
 };
 
@@ -49,24 +52,29 @@ inline constexpr absl::Duration kDeadlineMax = absl::Minutes(10);
 enum class CallKind { kControl, kBulk };
 
 struct CallScope {
-  std::string tenant;                     // of the session, else the one named in metadata, else the caller's own
+  std::string tenant;  // of the session, else the one named in metadata, else the caller's own
   std::optional<SessionRecord> session;
-  // When the server itself must end the call: set if gRPC will not, because the client gave no deadline or one beyond kDeadlineMax.
+  // When the server itself must end the call: set if gRPC will not, because the client gave no
+  // deadline or one beyond kDeadlineMax.
   std::optional<absl::Duration> server_deadline;
   CallGate::Ticket ticket;
 };
-// Calls of the admin service are counted apart from the data calls of the same uid: who floods can still be looked at.
+// Calls of the admin service are counted apart from the data calls of the same uid: who floods can
+// still be looked at.
 inline constexpr CallGate::CallerKey kAdminCallerKey = -2;
 CallGate::CallerKey CallerKeyOf(const Caller& caller);
 // `counted_as`: whose share of the gate the call takes.
 // Errors: ResourceExhausted; PermissionDenied; Unauthenticated and InvalidArgument, metadata.
-absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
-                                    CallKind kind, size_t request_bytes, CallGate::CallerKey counted_as);
+absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller,
+                                    const grpc::CallbackServerContext& context, CallKind kind,
+                                    size_t request_bytes, CallGate::CallerKey counted_as);
 // Errors: FailedPrecondition, the call needs a session.
 absl::StatusOr<SessionRecord> SessionOf(const CallScope& scope);
 
-// One unary call. Ends exactly once, with what comes first: End(), cancellation, the server's deadline.
-class UnaryCall final : public grpc::ServerUnaryReactor, public std::enable_shared_from_this<UnaryCall> {
+// One unary call. Ends exactly once, with what comes first: End(), cancellation, the server's
+// deadline.
+class UnaryCall final : public grpc::ServerUnaryReactor,
+                        public std::enable_shared_from_this<UnaryCall> {
  public:
   static std::shared_ptr<UnaryCall> Start(const CallParts& parts, CallScope scope);
   // A call that is refused before it starts.
@@ -77,8 +85,9 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public std::enable_shar
   Executor& edge() const { return edge_; }
   // True once the client has gone: work that has not begun can be skipped. Any thread.
   bool is_cancelled() const { return is_cancelled_.load(std::memory_order_relaxed); }
-  // Any thread. `fill` writes the response, on the edge thread, if `status` is OK and the call has not ended. `undo` gives back what the
-  // call took, on the core, if the client will not learn of it.
+  // Any thread. `fill` writes the response, on the edge thread, if `status` is OK and the call has
+  // not ended. `undo` gives back what the call took, on the core, if the client will not learn of
+  // it.
   void End(absl::Status status, Task fill = {}, Task undo = {});
   // Runs `work` on the core; ends the call with ResourceExhausted if the core is behind.
   void PostToCore(Task work);
@@ -93,9 +102,9 @@ class UnaryCall final : public grpc::ServerUnaryReactor, public std::enable_shar
   Executor& edge_;
   CallScope scope_;
   std::atomic<bool> is_cancelled_{false};
-  bool has_ended_ = false;              // edge thread
-  Task undo_;                           // edge thread, then OnDone()
-  std::shared_ptr<UnaryCall> self_;     // until OnDone()
+  bool has_ended_ = false;           // edge thread
+  Task undo_;                        // edge thread, then OnDone()
+  std::shared_ptr<UnaryCall> self_;  // until OnDone()
 };
 
 absl::Status CoreIsBusy();

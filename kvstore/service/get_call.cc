@@ -9,8 +9,9 @@
 
 namespace kvstore::service {
 
-grpc::ServerWriteReactor<v1::GetResponse>* GetCall::Start(const CallParts& parts, const Caller& caller,
-                                                          const grpc::CallbackServerContext& context, const v1::GetRequest& request) {
+grpc::ServerWriteReactor<v1::GetResponse>* GetCall::Start(
+    const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
+    const v1::GetRequest& request) {
   std::shared_ptr<GetCall> call(new GetCall(parts));
   call->self_ = call;
   if (absl::Status status = call->Prepare(caller, context, request); !status.ok()) {
@@ -19,29 +20,38 @@ grpc::ServerWriteReactor<v1::GetResponse>* GetCall::Start(const CallParts& parts
   return call.get();
 }
 
-absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context, const v1::GetRequest& request) {
-  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, request.ByteSizeLong() + kPieceBytesMax, CallerKeyOf(caller)));
+absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
+                              const v1::GetRequest& request) {
+  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
+                                     request.ByteSizeLong() + kPieceBytesMax, CallerKeyOf(caller)));
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_()));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(request.hashes(), request.tokens()));
   if (scope_.server_deadline.has_value()) {
-    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock, after = *scope_.server_deadline] {
+    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
+                after = *scope_.server_deadline] {
       edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock()) late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
+        if (auto late = weak.lock())
+          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
       });
     });
   }
-  const bool is_posted = parts_.core.TryPost([self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
-    if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
-    ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant, std::move(key), std::move(blocks),
-                  [self](absl::StatusOr<ResolvedBlocks> resolved) { self->StartOnCore(std::move(resolved)); });
-  });
+  const bool is_posted = parts_.core.TryPost(
+      [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
+        if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
+        ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant,
+                      std::move(key), std::move(blocks),
+                      [self](absl::StatusOr<ResolvedBlocks> resolved) {
+                        self->StartOnCore(std::move(resolved));
+                      });
+      });
   return is_posted ? absl::OkStatus() : CoreIsBusy();
 }
 
 void GetCall::StartOnCore(absl::StatusOr<ResolvedBlocks> resolved) {
   std::shared_ptr<GetCall> self = shared_from_this();
   absl::Status status = resolved.status();
-  absl::StatusOr<SessionId> session = status.ok() ? parts_.store.OpenSession(scope_.tenant) : absl::StatusOr<SessionId>(status);
+  absl::StatusOr<SessionId> session =
+      status.ok() ? parts_.store.OpenSession(scope_.tenant) : absl::StatusOr<SessionId>(status);
   if (!session.ok()) {
     edge_.Post([self, why = session.status()] { self->End(why); });
     return;
@@ -49,13 +59,17 @@ void GetCall::StartOnCore(absl::StatusOr<ResolvedBlocks> resolved) {
   const store::MatchResult match = parts_.store.Match(resolved->ns.id, resolved->hashes);
   const NamespaceId ns = resolved->ns.id;
   const std::vector<BlockHash> hashes = resolved->hashes;
-  edge_.Post([self, id = *session, blocks = *std::move(resolved), match]() mutable { self->OnStarted(id, std::move(blocks), match); });
-  parts_.store.Acquire(*session, ns, hashes, store::AcquireOptions{}, [self](const store::AcquireUpdate& update) {
-    self->edge_.Post([self, update] { self->OnUpdate(update); });
+  edge_.Post([self, id = *session, blocks = *std::move(resolved), match]() mutable {
+    self->OnStarted(id, std::move(blocks), match);
   });
+  parts_.store.Acquire(*session, ns, hashes, store::AcquireOptions{},
+                       [self](const store::AcquireUpdate& update) {
+                         self->edge_.Post([self, update] { self->OnUpdate(update); });
+                       });
 }
 
-void GetCall::OnStarted(SessionId session, ResolvedBlocks resolved, const store::MatchResult& match) {
+void GetCall::OnStarted(SessionId session, ResolvedBlocks resolved,
+                        const store::MatchResult& match) {
   session_ = session;
   ns_ = std::move(resolved.ns);
   hashes_ = std::move(resolved.hashes);
@@ -63,14 +77,16 @@ void GetCall::OnStarted(SessionId session, ResolvedBlocks resolved, const store:
   renewed_ = parts_.clock.Now();
   if (has_ended_) return CloseSession();
   if (ns_.spec.shape.page_bytes() > kPieceBytesMax) {
-    if (absl::Status grown = scope_.ticket.Grow(ns_.spec.shape.page_bytes()); !grown.ok()) return End(grown);
+    if (absl::Status grown = scope_.ticket.Grow(ns_.spec.shape.page_bytes()); !grown.ok())
+      return End(grown);
     page_.resize(ns_.spec.shape.page_bytes());
   }
 }
 
 void GetCall::OnUpdate(const store::AcquireUpdate& update) {
   if (has_ended_) return;
-  if (update.is_first && update.is_last && !update.status.ok() && update.matched_blocks == 0) return End(update.status);
+  if (update.is_first && update.is_last && !update.status.ok() && update.matched_blocks == 0)
+    return End(update.status);
   if (update.is_first) {
     has_first_update_ = true;
     lease_ = update.lease;
@@ -87,7 +103,8 @@ void GetCall::OnUpdate(const store::AcquireUpdate& update) {
 void GetCall::Pump() {
   if (has_ended_ || is_writing_ || !has_first_update_) return;
   if (!is_header_sent_) return WriteHeader();
-  if (page_sent_bytes_ > 0 || (next_block_ < matched_blocks_ && ready_[next_block_].has_value())) return FillPiece();
+  if (page_sent_bytes_ > 0 || (next_block_ < matched_blocks_ && ready_[next_block_].has_value()))
+    return FillPiece();
   if (next_block_ >= matched_blocks_) return WriteEnd();
   // The next page is on its way up: an update will come.
 }
@@ -108,7 +125,8 @@ void GetCall::FillPiece() {
   const size_t page_bytes = ns_.spec.shape.page_bytes();
   std::string* data = message_.mutable_data();
   if (page_bytes > kPieceBytesMax) {
-    if (page_sent_bytes_ == 0 && !LoadPage(next_block_, reinterpret_cast<std::byte*>(page_.data()))) return WriteEnd();
+    if (page_sent_bytes_ == 0 && !LoadPage(next_block_, reinterpret_cast<std::byte*>(page_.data())))
+      return WriteEnd();
     const size_t bytes = std::min(kPieceBytesMax, page_bytes - page_sent_bytes_);
     data->assign(page_, page_sent_bytes_, bytes);
     page_sent_bytes_ += bytes;
@@ -120,7 +138,9 @@ void GetCall::FillPiece() {
   }
   const size_t pages_max = kPieceBytesMax / page_bytes;
   size_t pages = 0;
-  while (pages < pages_max && next_block_ + pages < matched_blocks_ && ready_[next_block_ + pages].has_value()) ++pages;
+  while (pages < pages_max && next_block_ + pages < matched_blocks_ &&
+         ready_[next_block_ + pages].has_value())
+    ++pages;
   data->resize(pages * page_bytes);
   for (size_t i = 0; i < pages; ++i) {
     if (LoadPage(next_block_, reinterpret_cast<std::byte*>(data->data()) + i * page_bytes)) {
@@ -143,7 +163,8 @@ bool GetCall::LoadPage(uint32_t block, std::byte* page) {
   expect.hash = hashes_[block];
   expect.block_index = block;
   expect.page_checksum = location.page_checksum;
-  if (location.address != nullptr && transfer::CopyFromSlot(page, location.address, expect).ok()) return true;
+  if (location.address != nullptr && transfer::CopyFromSlot(page, location.address, expect).ok())
+    return true;
   matched_blocks_ = block;
   parts_.core.Post([&store = parts_.store, session = *session_, lease = lease_, block] {
     store.Release(session, lease, std::vector<uint32_t>{block}).IgnoreError();
@@ -167,7 +188,9 @@ void GetCall::KeepLease() {
   const absl::Time now = parts_.clock.Now();
   if (now - renewed_ < parts_.lease_time / 3) return;
   renewed_ = now;
-  parts_.core.Post([&store = parts_.store, session = *session_, lease = lease_] { store.Renew(session, lease).IgnoreError(); });
+  parts_.core.Post([&store = parts_.store, session = *session_, lease = lease_] {
+    store.Renew(session, lease).IgnoreError();
+  });
 }
 
 void GetCall::OnWriteDone(bool ok) {
@@ -186,7 +209,8 @@ void GetCall::End(const absl::Status& status) {
 
 void GetCall::OnCancel() {
   is_cancelled_.store(true, std::memory_order_relaxed);
-  edge_.Post([self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
+  edge_.Post(
+      [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
 }
 
 void GetCall::OnDone() {

@@ -18,8 +18,10 @@ constexpr uint64_t kWindowBlocksMax = 1024;
 
 }  // namespace
 
-grpc::ServerReadReactor<v1::PutRequest>* PutCall::Start(const CallParts& parts, const Caller& caller,
-                                                        const grpc::CallbackServerContext& context, v1::PutResponse* response) {
+grpc::ServerReadReactor<v1::PutRequest>* PutCall::Start(const CallParts& parts,
+                                                        const Caller& caller,
+                                                        const grpc::CallbackServerContext& context,
+                                                        v1::PutResponse* response) {
   std::shared_ptr<PutCall> call(new PutCall(parts, response));
   call->self_ = call;
   if (absl::Status status = call->Prepare(caller, context); !status.ok()) {
@@ -32,11 +34,14 @@ grpc::ServerReadReactor<v1::PutRequest>* PutCall::Start(const CallParts& parts, 
 
 absl::Status PutCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context) {
   // The header is not here yet: count a piece.
-  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax, CallerKeyOf(caller)));
+  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax,
+                                     CallerKeyOf(caller)));
   if (scope_.server_deadline.has_value()) {
-    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock, after = *scope_.server_deadline] {
+    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
+                after = *scope_.server_deadline] {
       edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock()) late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
+        if (auto late = weak.lock())
+          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
       });
     });
   }
@@ -53,7 +58,8 @@ void PutCall::OnMessage(bool ok) {
   if (!ok) return OnDataEnd();
   if (!has_header_) {
     has_header_ = true;
-    if (!message_.has_header()) return End(absl::InvalidArgumentError("the first message must be the header"));
+    if (!message_.has_header())
+      return End(absl::InvalidArgumentError("the first message must be the header"));
     absl::Status status = OnHeader(message_.header());
     // Megabytes of hashes, which the call now has in its own form.
     v1::PutRequest().Swap(&message_);
@@ -62,7 +68,8 @@ void PutCall::OnMessage(bool ok) {
   }
   if (message_.has_header()) return End(absl::InvalidArgumentError("a second header"));
   if (message_.data().size() > kPieceBytesMax) {
-    return End(absl::InvalidArgumentError(absl::StrCat("data: ", message_.data().size(), " bytes; at most ", kPieceBytesMax, " a message")));
+    return End(absl::InvalidArgumentError(absl::StrCat(
+        "data: ", message_.data().size(), " bytes; at most ", kPieceBytesMax, " a message")));
   }
   unread_ = message_.data();
   Consume();
@@ -72,19 +79,22 @@ absl::Status PutCall::OnHeader(const v1::PutRequest::Header& header) {
   RETURN_IF_ERROR(scope_.ticket.Grow(header.ByteSizeLong()));
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(header.namespace_()));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(header.hashes(), header.tokens()));
-  const bool is_posted = parts_.core.TryPost([self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
-    if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
-    ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant, std::move(key), std::move(blocks),
-                  [self](absl::StatusOr<ResolvedBlocks> resolved) {
-                    absl::Status status = resolved.status();
-                    absl::StatusOr<SessionId> session =
-                        status.ok() ? self->parts_.store.OpenSession(self->scope_.tenant) : absl::StatusOr<SessionId>(status);
-                    self->edge_.Post([self, session, resolved = std::move(resolved)]() mutable {
-                      if (!session.ok()) return self->End(session.status());
-                      self->OnStarted(*session, *std::move(resolved));
-                    });
-                  });
-  });
+  const bool is_posted = parts_.core.TryPost(
+      [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
+        if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
+        ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant,
+                      std::move(key), std::move(blocks),
+                      [self](absl::StatusOr<ResolvedBlocks> resolved) {
+                        absl::Status status = resolved.status();
+                        absl::StatusOr<SessionId> session =
+                            status.ok() ? self->parts_.store.OpenSession(self->scope_.tenant)
+                                        : absl::StatusOr<SessionId>(status);
+                        self->edge_.Post([self, session, resolved = std::move(resolved)]() mutable {
+                          if (!session.ok()) return self->End(session.status());
+                          self->OnStarted(*session, *std::move(resolved));
+                        });
+                      });
+      });
   return is_posted ? absl::OkStatus() : CoreIsBusy();
 }
 
@@ -102,7 +112,8 @@ void PutCall::OnStarted(SessionId session, ResolvedBlocks resolved) {
 
 void PutCall::OnDataEnd() {
   if (!has_header_) return End(absl::InvalidArgumentError("the stream ended before the header"));
-  End(absl::InvalidArgumentError(absl::StrCat("data ended ", page_offset_, " bytes into block ", block_, " of ", num_blocks())));
+  End(absl::InvalidArgumentError(absl::StrCat("data ended ", page_offset_, " bytes into block ",
+                                              block_, " of ", num_blocks())));
 }
 
 // Fills slots until the message or the window is used up.
@@ -115,7 +126,8 @@ void PutCall::Consume() {
 void PutCall::TakeBytes() {
   const store::ReserveResult::Block& target = window_.blocks[block_ - window_begin_];
   const uint64_t page_bytes = ns_.spec.shape.page_bytes();
-  const size_t bytes = static_cast<size_t>(std::min<uint64_t>(unread_.size(), page_bytes - page_offset_));
+  const size_t bytes =
+      static_cast<size_t>(std::min<uint64_t>(unread_.size(), page_bytes - page_offset_));
   const bool is_ours = target.state == store::ReserveState::kReserved;
   if (is_ours) std::memcpy(target.location.address + page_offset_, unread_.data(), bytes);
   unread_.remove_prefix(bytes);
@@ -128,7 +140,8 @@ void PutCall::TakeBytes() {
     identity.hash = hashes_[block_];
     if (block_ > 0) identity.parent = hashes_[block_ - 1];
     identity.block_index = block_;
-    sealed_.push_back({.block = block_ - window_begin_, .page_checksum = transfer::SealSlot(target.location.address, identity)});
+    sealed_.push_back({.block = block_ - window_begin_,
+                       .page_checksum = transfer::SealSlot(target.location.address, identity)});
   } else {
     ++existing_blocks_;
   }
@@ -137,24 +150,30 @@ void PutCall::TakeBytes() {
 }
 
 void PutCall::NextWindow() {
-  const uint64_t blocks_max = std::clamp<uint64_t>(kWindowBytes / ns_.spec.shape.page_bytes(), 1, kWindowBlocksMax);
+  const uint64_t blocks_max =
+      std::clamp<uint64_t>(kWindowBytes / ns_.spec.shape.page_bytes(), 1, kWindowBlocksMax);
   const uint32_t begin = block_;
-  const uint32_t end = is_full_ ? begin : static_cast<uint32_t>(std::min<uint64_t>(num_blocks(), begin + blocks_max));
+  const uint32_t end =
+      is_full_ ? begin
+               : static_cast<uint32_t>(std::min<uint64_t>(num_blocks(), begin + blocks_max));
   std::vector<BlockHash> hashes(hashes_.begin() + begin, hashes_.begin() + end);
   std::optional<BlockHash> parent;
   if (begin > 0) parent = hashes_[begin - 1];
-  parts_.core.Post([self = shared_from_this(), session = *session_, ns = ns_.id, reservation = window_.reservation,
-                    sealed = std::move(sealed_), hashes = std::move(hashes), parent, begin]() mutable {
+  parts_.core.Post([self = shared_from_this(), session = *session_, ns = ns_.id,
+                    reservation = window_.reservation, sealed = std::move(sealed_),
+                    hashes = std::move(hashes), parent, begin]() mutable {
     store::Store& store = self->parts_.store;
-    absl::Status committed = sealed.empty() ? absl::OkStatus() : store.Commit(session, reservation, sealed);
+    absl::Status committed =
+        sealed.empty() ? absl::OkStatus() : store.Commit(session, reservation, sealed);
     absl::StatusOr<store::ReserveResult> reserved = store::ReserveResult{};
     if (committed.ok() && !hashes.empty()) {
       reserved = store.Reserve(session, ns, parent, begin, hashes, tiers::TierKind::kDram);
     }
-    self->edge_.Post([self, committed, count = sealed.size(), reserved = std::move(reserved)]() mutable {
-      if (committed.ok()) self->stored_blocks_ += static_cast<uint32_t>(count);
-      self->OnWindow(committed, std::move(reserved));
-    });
+    self->edge_.Post(
+        [self, committed, count = sealed.size(), reserved = std::move(reserved)]() mutable {
+          if (committed.ok()) self->stored_blocks_ += static_cast<uint32_t>(count);
+          self->OnWindow(committed, std::move(reserved));
+        });
   });
   sealed_.clear();
 }
@@ -166,7 +185,8 @@ void PutCall::OnWindow(absl::Status committed, absl::StatusOr<store::ReserveResu
   window_ = *std::move(reserved);
   window_begin_ = block_;
   // Blocks past the first without space are not saved: a prefix ends there.
-  const auto full = std::ranges::find(window_.blocks, store::ReserveState::kNoSpace, &store::ReserveResult::Block::state);
+  const auto full = std::ranges::find(window_.blocks, store::ReserveState::kNoSpace,
+                                      &store::ReserveResult::Block::state);
   if (full != window_.blocks.end()) {
     is_full_ = true;
     window_.blocks.erase(full, window_.blocks.end());
@@ -179,13 +199,15 @@ void PutCall::OnWindow(absl::Status committed, absl::StatusOr<store::ReserveResu
 }
 
 absl::Status PutCall::DataGoesOn() const {
-  return absl::InvalidArgumentError(absl::StrCat("data goes on after block ", num_blocks() - 1, ", the last one; a page has ",
+  return absl::InvalidArgumentError(absl::StrCat("data goes on after block ", num_blocks() - 1,
+                                                 ", the last one; a page has ",
                                                  ns_.spec.shape.page_bytes(), " bytes"));
 }
 
 void PutCall::EndStored() {
   if (stored_blocks_ + existing_blocks_ == 0) {
-    return End(absl::ResourceExhaustedError("no page is free in the dram tier; wait or skip the save"));
+    return End(
+        absl::ResourceExhaustedError("no page is free in the dram tier; wait or skip the save"));
   }
   response_->set_blocks(num_blocks());
   response_->set_stored_blocks(stored_blocks_);
@@ -201,7 +223,8 @@ void PutCall::End(const absl::Status& status) {
 
 void PutCall::OnCancel() {
   is_cancelled_.store(true, std::memory_order_relaxed);
-  edge_.Post([self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
+  edge_.Post(
+      [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
 }
 
 void PutCall::OnDone() {

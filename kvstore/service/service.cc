@@ -27,6 +27,11 @@ constexpr int kHeaderBytesMax = 8 << 10;
 constexpr int kKeepaliveMs = 20'000;         // a peer that does not answer a ping ...
 constexpr int kKeepaliveTimeoutMs = 10'000;  // ... for this long is gone
 constexpr int kPingIntervalMinMs = 5'000;    // clients that ping more often are told to go away
+// A request of 8,192 hashes in one flight: the default window of 64 KiB makes an Acquire of 2,048
+// blocks wait for the other side twice.
+constexpr int kWindowBytes = 512 << 10;
+constexpr int kFrameBytes = 256 << 10;
+constexpr int kReadChunkBytes = 64 << 10;
 constexpr size_t kGrpcMemoryBytes = size_t{256} << 20;
 constexpr int kReflectionThreadsMax =
     8;  // its streams take a thread each, on all servers together 4 a server
@@ -61,6 +66,10 @@ absl::Status StartServer(IdentityServer* identity, const grpc::ResourceQuota& qu
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
   builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kWindowBytes);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytes);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, kReadChunkBytes);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kHeaderBytesMax);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);

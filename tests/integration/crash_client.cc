@@ -27,7 +27,7 @@ void Run(const std::string& target, const std::string& state) {
   std::unique_ptr<Client> client = *Client::Create({.target = target});
   if (!client->WaitConnected(absl::Now() + absl::Seconds(10)).ok()) _exit(2);
   const client::Namespace ns = *client->Open("small", SmallSpec());
-  const std::vector<BlockHash> stored = ns.Hash(Tokens(ns.spec, 8, 1));   // by the test
+  const std::vector<BlockHash> stored = ns.Hash(Tokens(ns.spec, 8, 1));  // by the test
   const std::vector<BlockHash> fresh = ns.Hash(Tokens(ns.spec, 8, static_cast<uint32_t>(getpid())));
   if (state == "session") SayReadyAndWait();
   if (state == "leased") {
@@ -44,13 +44,16 @@ void Run(const std::string& target, const std::string& state) {
     }
   }
   if (state == "reserved" || state == "filled" || state == "committed") {
-    auto reservation = client->Reserve(ns, {.parent = std::nullopt, .first_block_index = 0, .hashes = fresh});
+    auto reservation =
+        client->Reserve(ns, {.parent = std::nullopt, .first_block_index = 0, .hashes = fresh});
     if (!reservation.ok()) _exit(5);
     if (state != "reserved") {
-      for (size_t i = 0; i < fresh.size(); ++i) reservation->Fill(i, PageBytes(ns.spec, fresh[i]).data());
+      for (size_t i = 0; i < fresh.size(); ++i)
+        reservation->Fill(i, PageBytes(ns.spec, fresh[i]).data());
     }
     const std::vector<uint32_t> half = {0, 1, 2, 3};
-    if (state == "committed" && !reservation->Commit(half, absl::Now() + absl::Seconds(2)).ok()) _exit(6);
+    if (state == "committed" && !reservation->Commit(half, absl::Now() + absl::Seconds(2)).ok())
+      _exit(6);
     SayReadyAndWait();
   }
   auto stub = v1::KvStore::NewStub(*client::MakeChannel(target));

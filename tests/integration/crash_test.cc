@@ -54,7 +54,9 @@ TEST_P(ClientDies, WhatItHeldIsBackWithinASecond) {
     const v1::StatusResponse status = daemon.Status();
     const bool holds_lease = state != "leased" && state != "copying" ? true : status.leases() > 0;
     const bool holds_reservation =
-        state != "reserved" && state != "filled" && state != "committed" && state != "putting" ? true : status.reservations() > 0;
+        state != "reserved" && state != "filled" && state != "committed" && state != "putting"
+            ? true
+            : status.reservations() > 0;
     return status.sessions() > 0 && holds_lease && holds_reservation;
   }));
 
@@ -67,7 +69,8 @@ TEST_P(ClientDies, WhatItHeldIsBackWithinASecond) {
 }
 
 INSTANTIATE_TEST_SUITE_P(States, ClientDies,
-                         ::testing::Values("session", "leased", "copying", "reserved", "filled", "committed", "putting", "getting"),
+                         ::testing::Values("session", "leased", "copying", "reserved", "filled",
+                                           "committed", "putting", "getting"),
                          [](const auto& state) { return std::string(state.param); });
 
 TEST(DaemonDies, ACopyEndsWithItsBytesOrAStatusAndTheClientComesBack) {
@@ -90,7 +93,8 @@ TEST(DaemonDies, ACopyEndsWithItsBytesOrAStatusAndTheClientComesBack) {
       std::vector<std::byte> pages(expected.size());
       while (!stop) {
         const absl::Time start = absl::Now();
-        absl::StatusOr<client::GetResult> got = client->Get(*ns, hashes, pages, start + absl::Seconds(1));
+        absl::StatusOr<client::GetResult> got =
+            client->Get(*ns, hashes, pages, start + absl::Seconds(1));
         if (absl::Now() - start > absl::Milliseconds(1250)) ++late;
         if (!got.ok()) {
           ++failed;
@@ -98,7 +102,9 @@ TEST(DaemonDies, ACopyEndsWithItsBytesOrAStatusAndTheClientComesBack) {
         }
         ++good;
         const size_t bytes = got->delivered_blocks * ns->spec.shape.page_bytes();
-        if (!std::equal(pages.begin(), pages.begin() + static_cast<ptrdiff_t>(bytes), expected.begin())) ++wrong;
+        if (!std::equal(pages.begin(), pages.begin() + static_cast<ptrdiff_t>(bytes),
+                        expected.begin()))
+          ++wrong;
       }
     });
     absl::SleepFor(absl::Milliseconds(20 + random() % 60));
@@ -126,15 +132,18 @@ TEST(DaemonDies, LeasedPagesStayReadableAndNothingNewIsPromised) {
   absl::StatusOr<Lease> lease = client->Acquire(*ns, hashes, HottestTier::kDram);
   ASSERT_TRUE(lease.ok());
   std::vector<std::byte> page(ns->spec.shape.page_bytes());
-  ASSERT_TRUE(lease->CopyPage(0, page.data(), absl::Now() + absl::Seconds(1)).ok());   // its slab is mapped
-  absl::StatusOr<client::Reservation> reservation =
-      client->Reserve(*ns, {.parent = hashes[3], .first_block_index = 4, .hashes = std::span(hashes).first(1)});
+  ASSERT_TRUE(
+      lease->CopyPage(0, page.data(), absl::Now() + absl::Seconds(1)).ok());  // its slab is mapped
+  absl::StatusOr<client::Reservation> reservation = client->Reserve(
+      *ns, {.parent = hashes[3], .first_block_index = 4, .hashes = std::span(hashes).first(1)});
   daemon.KillHard();
   ASSERT_TRUE(Eventually(absl::Seconds(1), [&] { return !client->has_shared_memory(); }));
   EXPECT_TRUE(lease->CopyPage(1, page.data(), absl::Now() + absl::Seconds(1)).ok());
   EXPECT_EQ(page, PageBytes(ns->spec, hashes[1]));
   const absl::Time start = absl::Now();
-  EXPECT_EQ(client->Acquire(*ns, hashes, HottestTier::kDram, start + absl::Seconds(1)).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(
+      client->Acquire(*ns, hashes, HottestTier::kDram, start + absl::Seconds(1)).status().code(),
+      absl::StatusCode::kUnavailable);
   EXPECT_LT(absl::Now() - start, absl::Milliseconds(1250));
 }
 

@@ -62,7 +62,8 @@ void DaemonProcess::Spawn(const std::vector<std::string>& arguments, uint64_t op
 }
 
 void DaemonProcess::Start(const DaemonOptions& options) {
-  std::vector<std::string> arguments = {"--set", "server.listen=" + target(), "--set", "tier.dram.bytes=64MiB"};
+  std::vector<std::string> arguments = {"--set", "server.listen=" + target(), "--set",
+                                        "tier.dram.bytes=64MiB"};
   arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
   for (const std::string& set : options.sets) {
     arguments.push_back("--set");
@@ -88,7 +89,8 @@ void DaemonProcess::Signal(int signal) const { kill(pid_, signal); }
 
 int DaemonProcess::WaitExit(absl::Duration timeout) {
   int status = 0;
-  const bool has_ended = Eventually(timeout, [&] { return waitpid(pid_, &status, WNOHANG) == pid_; });
+  const bool has_ended =
+      Eventually(timeout, [&] { return waitpid(pid_, &status, WNOHANG) == pid_; });
   if (!has_ended) return -1;
   pid_ = -1;
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
@@ -117,7 +119,9 @@ uint64_t DaemonProcess::ResidentBytes() const {
 
 uint64_t DaemonProcess::OpenFiles() const {
   uint64_t count = 0;
-  for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/fd")) ++count;
+  for ([[maybe_unused]] const auto& entry :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(pid_) + "/fd"))
+    ++count;
   return count;
 }
 

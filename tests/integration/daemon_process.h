@@ -36,13 +36,13 @@ class DaemonProcess {
   void Signal(int signal) const;
   // Waits for the end. The exit code, or 128 + signal; -1: not within `timeout`.
   int WaitExit(absl::Duration timeout);
-  void KillHard();   // SIGKILL, and waits
+  void KillHard();  // SIGKILL, and waits
 
   std::string socket_path() const { return folder_ + "/kv.sock"; }
   std::string target() const { return "unix:" + socket_path(); }
   const std::string& folder() const { return folder_; }
   pid_t pid() const { return pid_; }
-  std::string Log() const;   // what it wrote to stderr and stdout
+  std::string Log() const;  // what it wrote to stderr and stdout
   uint64_t ResidentBytes() const;
   uint64_t OpenFiles() const;
 
@@ -59,7 +59,8 @@ class DaemonProcess {
 // Waits until `condition` holds, looking every 5 ms; false: not within `timeout`.
 template <class Condition>
 bool Eventually(absl::Duration timeout, Condition condition) {
-  for (const absl::Time end = absl::Now() + timeout; absl::Now() < end; absl::SleepFor(absl::Milliseconds(5))) {
+  for (const absl::Time end = absl::Now() + timeout; absl::Now() < end;
+       absl::SleepFor(absl::Milliseconds(5))) {
     if (condition()) return true;
   }
   return condition();
@@ -69,7 +70,8 @@ bool Eventually(absl::Duration timeout, Condition condition) {
 NamespaceSpec SmallSpec(uint32_t num_slices = 4, uint32_t slice_bytes = 16384);
 // Tokens of `blocks` whole blocks; `seed` tells prefixes apart.
 std::vector<uint32_t> Tokens(const NamespaceSpec& spec, size_t blocks, uint32_t seed);
-// The bytes that a block must have: a function of its hash alone, so that any reader can check any page.
+// The bytes that a block must have: a function of its hash alone, so that any reader can check any
+// page.
 std::vector<std::byte> PageBytes(const NamespaceSpec& spec, const BlockHash& hash);
 std::vector<std::byte> PagesBytes(const NamespaceSpec& spec, std::span<const BlockHash> hashes);
 

@@ -1,7 +1,7 @@
 // Clients that are silent, malformed, greedy, not allowed, or dead.
 #include <fcntl.h>
-#include <grpcpp/grpcpp.h>
 #include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -20,9 +20,9 @@
 namespace kvstore::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using client::Client;
 using client::Namespace;
+using ::testing::HasSubstr;
 
 constexpr uid_t kOtherUid = 54321;
 
@@ -47,7 +47,8 @@ class OtherUid : public ::testing::Test {
   void SetUp() override {
     if (geteuid() != 0) GTEST_SKIP() << "needs root to become another uid";
   }
-  // The group of the socket is ours (root's): a child that keeps it reaches the socket, and the uid decides.
+  // The group of the socket is ours (root's): a child that keeps it reaches the socket, and the uid
+  // decides.
   void OpenFolder() { chmod(daemon_.folder().c_str(), 0750); }
   DaemonProcess daemon_;
 };
@@ -59,7 +60,7 @@ TEST_F(OtherUid, NotAllowedIsClosedBeforeAByteIsParsed) {
   const int code = RunAs(kOtherUid, 0, [&] {
     UniqueFd fd = ConnectRaw(path, SOCK_STREAM);
     if (!fd.is_open()) return 2;
-    if (!IsHungUp(fd, 2000)) return 3;   // without our having said a word
+    if (!IsHungUp(fd, 2000)) return 3;  // without our having said a word
     UniqueFd memory = ConnectRaw(path + kMemorySocketSuffix, SOCK_SEQPACKET);
     if (!memory.is_open()) return 4;
     if (!IsHungUp(memory, 2000)) return 5;
@@ -146,14 +147,14 @@ TEST_F(Hostile, MalformedPacketsEndTheConnectionAndNothingElse) {
       },
       [](const UniqueFd& fd) {
         MemoryRequest request = Hello();
-        request.tenant.fill('a');   // not terminated
+        request.tenant.fill('a');  // not terminated
         SendRaw(fd, &request, sizeof request);
       },
       [](const UniqueFd& fd) {
         MemoryRequest request = Hello(static_cast<MemoryAccess>(7));
         SendRaw(fd, &request, sizeof request);
       },
-      [](const UniqueFd& fd) {   // a slab before a session
+      [](const UniqueFd& fd) {  // a slab before a session
         MemoryRequest request{.kind = MemoryRequestKind::kMapSlab, .tier = 1, .slab = 1};
         SendRaw(fd, &request, sizeof request);
       },
@@ -162,7 +163,7 @@ TEST_F(Hostile, MalformedPacketsEndTheConnectionAndNothingElse) {
         request.version = 77;
         SendRaw(fd, &request, sizeof request);
       },
-      [](const UniqueFd& fd) {   // two sessions on one connection
+      [](const UniqueFd& fd) {  // two sessions on one connection
         MemoryRequest request = Hello();
         SendRaw(fd, &request, sizeof request);
         MemoryReply reply;
@@ -213,7 +214,8 @@ TEST_F(Hostile, AClientThatDoesNotReadRepliesIsDropped) {
   const MemoryRequest request{.kind = MemoryRequestKind::kMapSlab, .tier = 1, .slab = 4'000'000};
   // Until the daemon's send buffer is full: then it must let go, not wait.
   bool is_dropped = false;
-  for (int i = 0; i < 100'000 && !is_dropped; ++i) is_dropped = !SendRaw(fd, &request, sizeof request);
+  for (int i = 0; i < 100'000 && !is_dropped; ++i)
+    is_dropped = !SendRaw(fd, &request, sizeof request);
   EXPECT_TRUE(is_dropped || IsHungUp(fd, 2000));
   EXPECT_TRUE(daemon_.Status().health() == v1::StatusResponse::HEALTH_SERVING);
 }
@@ -254,7 +256,8 @@ TEST_F(Hostile, ASessionsTokenDiesWithItsConnection) {
   };
   EXPECT_EQ(renew(), grpc::StatusCode::OK);
   fd.Reset();
-  EXPECT_TRUE(Eventually(absl::Seconds(1), [&] { return renew() == grpc::StatusCode::UNAUTHENTICATED; }));
+  EXPECT_TRUE(
+      Eventually(absl::Seconds(1), [&] { return renew() == grpc::StatusCode::UNAUTHENTICATED; }));
 }
 
 TEST_F(Hostile, BadFieldsAreRefusedByName) {
@@ -270,14 +273,17 @@ TEST_F(Hostile, BadFieldsAreRefusedByName) {
     v1::MatchResponse response;
     return stub_->Match(&context, request, &response);
   };
-  const auto expect = [&](const std::string& part, const std::function<void(v1::MatchRequest*)>& edit) {
+  const auto expect = [&](const std::string& part,
+                          const std::function<void(v1::MatchRequest*)>& edit) {
     const grpc::Status status = match(edit);
     EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << part;
     EXPECT_THAT(status.error_message(), HasSubstr(part));
   };
   expect("multiple of 32", [](auto* r) { r->set_hashes("abc"); });
   expect("at most 65536", [](auto* r) { r->set_hashes(std::string(65537 * 32, 'h')); });
-  expect("65537 blocks", [&](auto* r) { r->mutable_tokens()->Resize(static_cast<int>(65537 * ns.spec.block_tokens), 1); });
+  expect("65537 blocks", [&](auto* r) {
+    r->mutable_tokens()->Resize(static_cast<int>(65537 * ns.spec.block_tokens), 1);
+  });
   expect("not both", [](auto* r) {
     r->set_hashes(std::string(32, 'h'));
     r->add_tokens(1);
@@ -297,7 +303,8 @@ TEST_F(Hostile, UnorderedAndUnevenColumnsAreRefused) {
   const auto commit = [&](const std::vector<uint32_t>& blocks, size_t checksums) {
     grpc::ClientContext context;
     SetDeadline(&context);
-    context.AddMetadata(client::kSessionMetadata, std::string(reply.session_token.begin(), reply.session_token.end()));
+    context.AddMetadata(client::kSessionMetadata,
+                        std::string(reply.session_token.begin(), reply.session_token.end()));
     v1::CommitRequest request;
     request.set_reservation(1);
     for (uint32_t block : blocks) request.add_block(block);
@@ -309,7 +316,8 @@ TEST_F(Hostile, UnorderedAndUnevenColumnsAreRefused) {
   EXPECT_THAT(commit({1, 1}, 2).error_message(), HasSubstr("must rise"));
   EXPECT_THAT(commit({0, 1}, 1).error_message(), HasSubstr("differ in length"));
   EXPECT_THAT(commit({}, 0).error_message(), HasSubstr("valid: 1 to"));
-  EXPECT_EQ(commit({0}, 1).error_code(), grpc::StatusCode::NOT_FOUND) << "well-formed, but no such reservation";
+  EXPECT_EQ(commit({0}, 1).error_code(), grpc::StatusCode::NOT_FOUND)
+      << "well-formed, but no such reservation";
 }
 
 TEST_F(Hostile, PutRefusesDataThatDoesNotFit) {
@@ -337,11 +345,14 @@ TEST_F(Hostile, PutRefusesDataThatDoesNotFit) {
   };
   const size_t page = ns.spec.shape.page_bytes();
   EXPECT_THAT(put({page}, false).error_message(), HasSubstr("first message must be the header"));
-  EXPECT_THAT(put({page + 1}, true).error_message(), HasSubstr("data ended 1 bytes into block 1 of 2"));
+  EXPECT_THAT(put({page + 1}, true).error_message(),
+              HasSubstr("data ended 1 bytes into block 1 of 2"));
   EXPECT_THAT(put({(1 << 20) + 1}, true).error_message(), HasSubstr("at most 1048576"));
-  EXPECT_TRUE(Eventually(absl::Seconds(1), [&] { return daemon_.Status().reservations() == 0; })) << "held by calls that failed";
+  EXPECT_TRUE(Eventually(absl::Seconds(1), [&] { return daemon_.Status().reservations() == 0; }))
+      << "held by calls that failed";
   EXPECT_THAT(put({2 * page, 1}, true).error_message(), HasSubstr("goes on after block 1"));
-  EXPECT_TRUE(Eventually(absl::Seconds(1), [&] { return daemon_.Status().sessions() == 1; })) << "only the client's own";
+  EXPECT_TRUE(Eventually(absl::Seconds(1), [&] { return daemon_.Status().sessions() == 1; }))
+      << "only the client's own";
 }
 
 TEST_F(Hostile, APutThatIsCancelledInMidStreamHoldsNothing) {
@@ -390,12 +401,16 @@ TEST_F(Hostile, AFloodIsRefusedWithBoundedMemory) {
     call->writer->Write(header);
     calls.push_back(std::move(call));
   }
-  // Those beyond the bound are refused at once; the others wait for their data, and the owner can still look.
-  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] { return daemon_.Status().counters().at("calls_refused") >= 120 - 16; }));
+  // Those beyond the bound are refused at once; the others wait for their data, and the owner can
+  // still look.
+  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] {
+    return daemon_.Status().counters().at("calls_refused") >= 120 - 16;
+  }));
   EXPECT_LE(daemon_.Status().counters().at("calls_in_progress"), 17u);
   EXPECT_EQ(calls.back()->writer->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   calls.pop_back();
-  // 16 calls with 2 MiB of hashes each, on the wire and as the call has them; all 120 would be several times that.
+  // 16 calls with 2 MiB of hashes each, on the wire and as the call has them; all 120 would be
+  // several times that.
   EXPECT_LT(daemon_.ResidentBytes(), before + (uint64_t{96} << 20));
   for (auto& call : calls) {
     call->context.TryCancel();
@@ -409,7 +424,7 @@ TEST_F(Hostile, ReadersThatDoNotReadHoldLittle) {
   Start();
   std::unique_ptr<Client> client = daemon_.Connect();
   const Namespace ns = Open(*client);
-  const std::vector<BlockHash> hashes = ns.Hash(Tokens(ns.spec, 600, 1));   // 38 MiB
+  const std::vector<BlockHash> hashes = ns.Hash(Tokens(ns.spec, 600, 1));  // 38 MiB
   ASSERT_TRUE(client->Put(ns, hashes, PagesBytes(ns.spec, hashes)).ok());
   const uint64_t before = daemon_.ResidentBytes();
   v1::GetRequest request;
@@ -422,7 +437,7 @@ TEST_F(Hostile, ReadersThatDoNotReadHoldLittle) {
     SetDeadline(contexts.back().get(), 30);
     readers.push_back(stub_->Get(contexts.back().get(), request));
   }
-  absl::SleepFor(absl::Milliseconds(500));   // time in which they would be sent everything
+  absl::SleepFor(absl::Milliseconds(500));  // time in which they would be sent everything
   EXPECT_LT(daemon_.ResidentBytes(), before + (uint64_t{96} << 20)) << "16 readers of 38 MiB each";
   for (size_t i = 0; i < readers.size(); ++i) {
     contexts[i]->TryCancel();
@@ -443,7 +458,8 @@ TEST_F(Hostile, ConnectionsOverTheCapAreClosedAndTheOthersStay) {
 
 TEST_F(Hostile, FileDescriptorsRunOutAndTheDaemonRecovers) {
   daemon_.Start({.sets = {"tier.dram.bytes=16MiB", "limits.handshake_time=60s"}, .open_files = 64});
-  EXPECT_EQ(daemon_.Status().health(), v1::StatusResponse::HEALTH_DEGRADED) << "the lowered caps are named";
+  EXPECT_EQ(daemon_.Status().health(), v1::StatusResponse::HEALTH_DEGRADED)
+      << "the lowered caps are named";
   std::vector<UniqueFd> idle;
   for (int i = 0; i < 400; ++i) {
     idle.push_back(ConnectRaw(daemon_.socket_path(), SOCK_STREAM));
@@ -468,7 +484,8 @@ TEST_F(Hostile, AdminIsRefusedToThoseWithoutIdentity) {
   grpc::ClientContext context;
   SetDeadline(&context);
   v1::StatusResponse response;
-  EXPECT_EQ(admin->Status(&context, v1::StatusRequest(), &response).error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(admin->Status(&context, v1::StatusRequest(), &response).error_code(),
+            grpc::StatusCode::PERMISSION_DENIED);
   auto data = v1::KvStore::NewStub(channel);
   grpc::ClientContext other;
   SetDeadline(&other);

@@ -19,17 +19,20 @@
 namespace kvstore::testing {
 namespace {
 
-using ::testing::AllOf;
-using ::testing::HasSubstr;
 using client::Client;
 using client::Namespace;
+using ::testing::AllOf;
+using ::testing::HasSubstr;
 
 TEST(Start, ASocketInUseIsRefusedAndTheFirstDaemonGoesOn) {
   DaemonProcess first;
   first.Start();
   DaemonProcess second;
-  EXPECT_EQ(second.RunToExit({"--set", "server.listen=" + first.target(), "--set", "tier.dram.bytes=16MiB"}), 1);
-  EXPECT_THAT(second.Log(), AllOf(HasSubstr("in use by a running kvstored"), HasSubstr(first.socket_path())));
+  EXPECT_EQ(second.RunToExit(
+                {"--set", "server.listen=" + first.target(), "--set", "tier.dram.bytes=16MiB"}),
+            1);
+  EXPECT_THAT(second.Log(),
+              AllOf(HasSubstr("in use by a running kvstored"), HasSubstr(first.socket_path())));
   std::unique_ptr<Client> client = first.Connect();
   EXPECT_TRUE(client->WaitConnected(absl::Now() + absl::Seconds(5)).ok());
 }
@@ -42,7 +45,9 @@ TEST(Start, ASocketOfAnotherProgramIsRefused) {
   UniqueFd other(socket(AF_UNIX, SOCK_STREAM, 0));
   ASSERT_EQ(bind(other.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
   ASSERT_EQ(listen(other.get(), 1), 0);
-  EXPECT_EQ(daemon.RunToExit({"--set", "server.listen=" + daemon.target(), "--set", "tier.dram.bytes=16MiB"}), 1);
+  EXPECT_EQ(daemon.RunToExit(
+                {"--set", "server.listen=" + daemon.target(), "--set", "tier.dram.bytes=16MiB"}),
+            1);
   EXPECT_THAT(daemon.Log(), HasSubstr("in use by a running program"));
 }
 
@@ -58,7 +63,9 @@ TEST(Start, ASocketLeftByAKilledDaemonIsReplaced) {
 TEST(Start, AFileInTheWayIsNotTouched) {
   DaemonProcess daemon;
   std::ofstream(daemon.socket_path()) << "precious";
-  EXPECT_EQ(daemon.RunToExit({"--set", "server.listen=" + daemon.target(), "--set", "tier.dram.bytes=16MiB"}), 1);
+  EXPECT_EQ(daemon.RunToExit(
+                {"--set", "server.listen=" + daemon.target(), "--set", "tier.dram.bytes=16MiB"}),
+            1);
   EXPECT_THAT(daemon.Log(), HasSubstr("not a socket"));
   std::string content;
   std::ifstream(daemon.socket_path()) >> content;
@@ -68,7 +75,9 @@ TEST(Start, AFileInTheWayIsNotTouched) {
 TEST(Start, AFolderThatOthersCanWriteToIsRefused) {
   DaemonProcess daemon;
   ASSERT_EQ(chmod(daemon.folder().c_str(), 0777), 0);
-  EXPECT_EQ(daemon.RunToExit({"--set", "server.listen=" + daemon.target(), "--set", "tier.dram.bytes=16MiB"}), 1);
+  EXPECT_EQ(daemon.RunToExit(
+                {"--set", "server.listen=" + daemon.target(), "--set", "tier.dram.bytes=16MiB"}),
+            1);
   EXPECT_THAT(daemon.Log(), HasSubstr("can be written by others"));
 }
 
@@ -82,9 +91,13 @@ TEST(Start, AMissingFolderIsMadeForUsAlone) {
 }
 
 TEST(Start, TcpBeyondLoopbackIsRefused) {
-  for (const char* address : {"tcp:0.0.0.0:7000", "tcp:10.0.0.1:7000", "tcp:[::]:7000", "tcp:example.com:7000"}) {
+  for (const char* address :
+       {"tcp:0.0.0.0:7000", "tcp:10.0.0.1:7000", "tcp:[::]:7000", "tcp:example.com:7000"}) {
     DaemonProcess daemon;
-    EXPECT_EQ(daemon.RunToExit({"--set", std::string("server.listen=") + address, "--set", "tier.dram.bytes=16MiB"}), 2) << address;
+    EXPECT_EQ(daemon.RunToExit({"--set", std::string("server.listen=") + address, "--set",
+                                "tier.dram.bytes=16MiB"}),
+              2)
+        << address;
     EXPECT_THAT(daemon.Log(), AllOf(HasSubstr("loopback"), HasSubstr("TLS"))) << address;
   }
 }
@@ -92,7 +105,8 @@ TEST(Start, TcpBeyondLoopbackIsRefused) {
 TEST(Start, BadConfigurationIsExitCode2) {
   DaemonProcess daemon;
   EXPECT_EQ(daemon.RunToExit({"--set", "tier.dram.bites=1GiB"}), 2);
-  EXPECT_THAT(daemon.Log(), AllOf(HasSubstr("tier.dram.bites"), HasSubstr("1GiB"), HasSubstr("tier.dram.bytes")));
+  EXPECT_THAT(daemon.Log(),
+              AllOf(HasSubstr("tier.dram.bites"), HasSubstr("1GiB"), HasSubstr("tier.dram.bytes")));
   EXPECT_EQ(daemon.RunToExit({"--config", "/nonexistent.toml"}), 2);
   EXPECT_EQ(daemon.RunToExit({"--no-such-flag"}), 2);
   EXPECT_EQ(daemon.RunToExit({"--check-config"}), 0);
@@ -113,7 +127,9 @@ TEST(Stop, SigtermUnderLoadEndsWithZeroWithinTenSeconds) {
     writers.emplace_back([&, w] {
       for (uint32_t i = 0; !stop; ++i) {
         const std::vector<BlockHash> hashes = ns->Hash(Tokens(ns->spec, 16, 1000 * (w + 1) + i));
-        if (client->Put(*ns, hashes, PagesBytes(ns->spec, hashes), absl::Now() + absl::Seconds(1)).ok()) ++stored;
+        if (client->Put(*ns, hashes, PagesBytes(ns->spec, hashes), absl::Now() + absl::Seconds(1))
+                .ok())
+          ++stored;
       }
     });
   }
@@ -134,11 +150,16 @@ TEST(Reload, TheLogLevelChangesAndTheRestIsNamed) {
   daemon.Start({.sets = {}, .open_files = 0, .arguments = {"--config", file}});
   std::ofstream(file) << "[log]\nlevel = \"debug\"\n[limits]\ncalls = 7\n";
   daemon.Signal(SIGHUP);
-  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] { return daemon.Log().find("configuration reloaded") != std::string::npos; }));
-  EXPECT_THAT(daemon.Log(), AllOf(HasSubstr("changed=log.level"), HasSubstr("needs_restart=limits.calls")));
+  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] {
+    return daemon.Log().find("configuration reloaded") != std::string::npos;
+  }));
+  EXPECT_THAT(daemon.Log(),
+              AllOf(HasSubstr("changed=log.level"), HasSubstr("needs_restart=limits.calls")));
   std::ofstream(file) << "[log]\nlevel = \"loud\"\n";
   daemon.Signal(SIGHUP);
-  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] { return daemon.Log().find("the old one stays") != std::string::npos; }));
+  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] {
+    return daemon.Log().find("the old one stays") != std::string::npos;
+  }));
   EXPECT_EQ(daemon.Status().health(), v1::StatusResponse::HEALTH_SERVING);
 }
 
@@ -191,7 +212,7 @@ TEST(Leases, AreRenewedWhileTheyAreHeld) {
   ASSERT_TRUE(client->Put(*ns, hashes, PagesBytes(ns->spec, hashes)).ok());
   absl::StatusOr<client::Lease> lease = client->Acquire(*ns, hashes, client::HottestTier::kDram);
   ASSERT_TRUE(lease.ok());
-  absl::SleepFor(absl::Milliseconds(2500));   // twice the lease time, which is what is being tested
+  absl::SleepFor(absl::Milliseconds(2500));  // twice the lease time, which is what is being tested
   EXPECT_EQ(daemon.Status().leases(), 1u);
   EXPECT_EQ(daemon.Status().counters().at("leases_expired"), 0u);
 }

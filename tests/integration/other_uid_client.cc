@@ -1,4 +1,5 @@
-// What another allowed uid may do: run by hostile_client_test under that uid. The exit code says which expectation failed.
+// What another allowed uid may do: run by hostile_client_test under that uid. The exit code says
+// which expectation failed.
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
@@ -33,12 +34,15 @@ int Run(const std::string& target) {
   std::unique_ptr<Client> as_default = *Client::Create({.target = target, .tenant = "default"});
   absl::Status refused = as_default->WaitConnected(absl::Now() + absl::Milliseconds(500));
   if (refused.ok()) return 15;
-  if (as_default->Open("x", SmallSpec()).status().code() != absl::StatusCode::kPermissionDenied) return 16;
+  if (as_default->Open("x", SmallSpec()).status().code() != absl::StatusCode::kPermissionDenied)
+    return 16;
   auto admin = v1::Admin::NewStub(*client::MakeChannel(target));
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   v1::StatusResponse response;
-  if (admin->Status(&context, v1::StatusRequest(), &response).error_code() != grpc::StatusCode::PERMISSION_DENIED) return 17;
+  if (admin->Status(&context, v1::StatusRequest(), &response).error_code() !=
+      grpc::StatusCode::PERMISSION_DENIED)
+    return 17;
   return 0;
 }
 

@@ -13,13 +13,15 @@
 
 namespace kvstore::testing {
 
-// Closed (is_open() is false) if the connection is refused. `type`: SOCK_STREAM for gRPC, SOCK_SEQPACKET for the memory socket.
+// Closed (is_open() is false) if the connection is refused. `type`: SOCK_STREAM for gRPC,
+// SOCK_SEQPACKET for the memory socket.
 inline UniqueFd ConnectRaw(const std::string& path, int type) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
   UniqueFd fd(socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
-  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) fd.Reset();
+  if (connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0)
+    fd.Reset();
   return fd;
 }
 

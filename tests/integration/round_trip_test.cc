@@ -24,7 +24,9 @@ class RoundTrip : public ::testing::Test {
     ASSERT_TRUE(ns.ok()) << ns.status();
     ns_ = *ns;
   }
-  std::vector<BlockHash> Hashes(size_t blocks, uint32_t seed) const { return ns_.Hash(Tokens(ns_.spec, blocks, seed)); }
+  std::vector<BlockHash> Hashes(size_t blocks, uint32_t seed) const {
+    return ns_.Hash(Tokens(ns_.spec, blocks, seed));
+  }
   void PutAll(Client& client, const std::vector<BlockHash>& hashes) {
     absl::StatusOr<client::PutResult> put = client.Put(ns_, hashes, PagesBytes(ns_.spec, hashes));
     ASSERT_TRUE(put.ok()) << put.status();
@@ -101,7 +103,8 @@ TEST_F(RoundTrip, LeasedPagesCanBeReadSliceBySlice) {
   for (uint32_t i = 0; i < ns_.spec.shape.num_slices; ++i) {
     absl::Status copied = lease->CopySlice(2, i, slice.data(), absl::Now() + absl::Seconds(2));
     ASSERT_TRUE(copied.ok()) << copied;
-    EXPECT_TRUE(std::equal(slice.begin(), slice.end(), page.begin() + i * ns_.spec.shape.slice_bytes));
+    EXPECT_TRUE(
+        std::equal(slice.begin(), slice.end(), page.begin() + i * ns_.spec.shape.slice_bytes));
   }
   EXPECT_TRUE(lease->VerifyPage(2, absl::Now() + absl::Seconds(2)).ok());
   EXPECT_TRUE(lease->IsCurrent(2));
@@ -119,7 +122,8 @@ TEST_F(RoundTrip, ReservedBlocksBelongToTheirReservationUntilCommitted) {
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_EQ(second->state(0), Reservation::BlockState::kBeingWritten);
   for (size_t i = 0; i < 2; ++i) first->Fill(i, PageBytes(ns_.spec, hashes[i]).data());
-  EXPECT_EQ(client_->MatchPrefix(ns_, hashes)->matched_blocks, 0u) << "readers see nothing before the commit";
+  EXPECT_EQ(client_->MatchPrefix(ns_, hashes)->matched_blocks, 0u)
+      << "readers see nothing before the commit";
   ASSERT_TRUE(first->CommitAll(absl::Now() + absl::Seconds(2)).ok());
   EXPECT_EQ(GetAll(*client_, hashes).delivered_blocks, 2u);
 }
@@ -127,7 +131,8 @@ TEST_F(RoundTrip, ReservedBlocksBelongToTheirReservationUntilCommitted) {
 TEST_F(RoundTrip, ADroppedReservationIsAborted) {
   const std::vector<BlockHash> hashes = Hashes(4, 1);
   {
-    absl::StatusOr<Reservation> reservation = client_->Reserve(ns_, {.parent = std::nullopt, .first_block_index = 0, .hashes = hashes});
+    absl::StatusOr<Reservation> reservation =
+        client_->Reserve(ns_, {.parent = std::nullopt, .first_block_index = 0, .hashes = hashes});
     ASSERT_TRUE(reservation.ok());
     EXPECT_EQ(daemon_.Status().reservations(), 1u);
   }
@@ -136,19 +141,24 @@ TEST_F(RoundTrip, ADroppedReservationIsAborted) {
 
 TEST_F(RoundTrip, AnUnfilledBlockCannotBeCommitted) {
   const std::vector<BlockHash> hashes = Hashes(2, 1);
-  absl::StatusOr<Reservation> reservation = client_->Reserve(ns_, {.parent = std::nullopt, .first_block_index = 0, .hashes = hashes});
+  absl::StatusOr<Reservation> reservation =
+      client_->Reserve(ns_, {.parent = std::nullopt, .first_block_index = 0, .hashes = hashes});
   ASSERT_TRUE(reservation.ok());
   reservation->Fill(0, PageBytes(ns_.spec, hashes[0]).data());
-  EXPECT_EQ(reservation->CommitAll(absl::Now() + absl::Seconds(2)).code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(reservation->CommitAll(absl::Now() + absl::Seconds(2)).code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(RoundTrip, AReadOnlyClientReadsAndCannotReserve) {
   const std::vector<BlockHash> hashes = Hashes(4, 1);
   PutAll(*client_, hashes);
-  std::unique_ptr<Client> reader = daemon_.Connect({.target = {}, .tenant = {}, .access = MemoryAccess::kReadOnly});
+  std::unique_ptr<Client> reader =
+      daemon_.Connect({.target = {}, .tenant = {}, .access = MemoryAccess::kReadOnly});
   ASSERT_TRUE(reader->WaitConnected(absl::Now() + absl::Seconds(5)).ok());
   EXPECT_EQ(GetAll(*reader, hashes).delivered_blocks, 4u);
-  EXPECT_FALSE(reader->Reserve(ns_, {.parent = std::nullopt, .first_block_index = 0, .hashes = hashes}).ok());
+  EXPECT_FALSE(
+      reader->Reserve(ns_, {.parent = std::nullopt, .first_block_index = 0, .hashes = hashes})
+          .ok());
 }
 
 TEST_F(RoundTrip, TenantsDoNotSeeEachOther) {
@@ -156,7 +166,8 @@ TEST_F(RoundTrip, TenantsDoNotSeeEachOther) {
   PutAll(*client_, hashes);
   std::unique_ptr<Client> other = daemon_.Connect({.target = {}, .tenant = "other"});
   ASSERT_TRUE(other->WaitConnected(absl::Now() + absl::Seconds(5)).ok());
-  EXPECT_EQ(other->MatchPrefix(ns_, hashes).status().code(), absl::StatusCode::kNotFound) << "the namespace is not the other tenant's";
+  EXPECT_EQ(other->MatchPrefix(ns_, hashes).status().code(), absl::StatusCode::kNotFound)
+      << "the namespace is not the other tenant's";
   absl::StatusOr<Namespace> theirs = other->Open("small", SmallSpec());
   ASSERT_TRUE(theirs.ok()) << theirs.status();
   EXPECT_NE(theirs->fingerprint, ns_.fingerprint);
@@ -171,7 +182,7 @@ TEST_F(RoundTrip, ANameMeansOneSpec) {
 }
 
 TEST_F(RoundTrip, APrefixLargerThanAWindowIsPutInOrder) {
-  const std::vector<BlockHash> hashes = Hashes(400, 3);   // 25 MiB of 64 in the tier
+  const std::vector<BlockHash> hashes = Hashes(400, 3);  // 25 MiB of 64 in the tier
   PutAll(*client_, hashes);
   EXPECT_EQ(GetAll(*client_, hashes).delivered_blocks, 400u);
 }
@@ -201,7 +212,8 @@ TEST(Inline, PutAndGetByValueOverTcp) {
     EXPECT_EQ(got->match.by_tier[1], 5u);
     EXPECT_EQ(read, pages);
   }
-  EXPECT_EQ(client->Acquire(client::Namespace{}, {}, HottestTier::kDram).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(client->Acquire(client::Namespace{}, {}, HottestTier::kDram).status().code(),
+            absl::StatusCode::kFailedPrecondition);
   const v1::StatusResponse status = daemon.Status();
   EXPECT_EQ(status.health(), v1::StatusResponse::HEALTH_DEGRADED) << "an open TCP port is named";
 }

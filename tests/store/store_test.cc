@@ -177,7 +177,8 @@ TEST_F(StoreTest, PrefixSavedInPartsIsEvictedFromItsTail) {
   EXPECT_EQ(f->core->Match(ns, Hashes(3, 1024)).matched_blocks, 0u);
 }
 
-// Both tiers full, written through: blocks whose last copy lies in DRAM above a child on NVMe must not pile up.
+// Both tiers full, written through: blocks whose last copy lies in DRAM above a child on NVMe must
+// not pile up.
 TEST_F(StoreTest, FullTiersOfEqualSizeKeepTakingPrompts) {
   StoreFixture::Options o = Without(false, true);
   o.dram.num_slabs = o.nvme.num_slabs = 8;  // 512 slots each
