@@ -1,6 +1,7 @@
 // A client that stops in a given state and says "ready": crash_test kills it there.
 //   crash_client TARGET STATE
 #include <grpcpp/grpcpp.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -55,6 +56,17 @@ void Run(const std::string& target, const std::string& state) {
     if (state == "committed" && !reservation->Commit(half, absl::Now() + absl::Seconds(2)).ok())
       _exit(6);
     SayReadyAndWait();
+  }
+  if (state == "paused") {
+    auto lease = client->Acquire(ns, stored, HottestTier::kDram);
+    std::vector<std::byte> page(ns.spec.shape.page_bytes());
+    if (!lease.ok() || !lease->CopyPage(0, page.data(), absl::Now() + absl::Seconds(1)).ok())
+      _exit(3);
+    raise(SIGSTOP);
+    // The lease has expired and its slots have been used again.
+    const absl::Status copied = lease->CopyPage(1, page.data(), absl::Now() + absl::Seconds(1));
+    if (copied.ok()) _exit(page == PageBytes(ns.spec, stored[1]) ? 41 : 40);
+    _exit(absl::IsAborted(copied) && !lease->IsCurrent(1) ? 42 : 43);
   }
   auto stub = v1::KvStore::NewStub(*client::MakeChannel(target));
   grpc::ClientContext context;

@@ -73,6 +73,40 @@ INSTANTIATE_TEST_SUITE_P(States, ClientDies,
                                            "committed", "putting", "getting"),
                          [](const auto& state) { return std::string(state.param); });
 
+// A process that was stopped for longer than its lease does not know it: the slot's generation
+// tells it.
+TEST(ClientPauses, AnExpiredLeaseIsAMissAndNotOtherBytes) {
+  DaemonProcess daemon;
+  daemon.Start({.sets = {"limits.lease_time=1s"}});
+  std::unique_ptr<Client> client = daemon.Connect();
+  absl::StatusOr<Namespace> ns = client->Open("small", SmallSpec());
+  ASSERT_TRUE(ns.ok()) << ns.status();
+  const std::vector<BlockHash> stored = ns->Hash(Tokens(ns->spec, 8, 1));
+  ASSERT_TRUE(client->Put(*ns, stored, PagesBytes(ns->spec, stored)).ok());
+  const std::string program = std::string(getenv("KVSTORE_BIN_DIR")) + "/../tests/crash_client";
+  const std::string target = daemon.target();
+  const pid_t child = fork();
+  if (child == 0) {
+    execl(program.c_str(), program.c_str(), target.c_str(), "paused", nullptr);
+    _exit(98);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, WUNTRACED), child);
+  ASSERT_TRUE(WIFSTOPPED(status)) << WEXITSTATUS(status);
+  EXPECT_TRUE(Eventually(absl::Seconds(5),
+                         [&] { return daemon.Status().counters().at("leases_expired") == 1; }));
+  // As many other pages as the tier holds: every slot gets another content.
+  for (uint32_t seed = 100; seed < 110; ++seed) {
+    const std::vector<BlockHash> others = ns->Hash(Tokens(ns->spec, 100, seed));
+    EXPECT_TRUE(client->Put(*ns, others, PagesBytes(ns->spec, others)).ok());
+  }
+  EXPECT_EQ(client->MatchPrefix(*ns, stored)->matched_blocks, 0u)
+      << "still there: nothing was shown";
+  kill(child, SIGCONT);
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 42) << "40: wrong bytes, 41: right bytes, 43: another error";
+}
+
 TEST(DaemonDies, ACopyEndsWithItsBytesOrAStatusAndTheClientComesBack) {
   DaemonProcess daemon;
   daemon.Start();
