@@ -311,7 +311,8 @@ TEST_P(FileMoverTest, SleepsWhenIdle) {
   absl::SleepFor(absl::Milliseconds(300));
   clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
   const double ms = (after.tv_sec - before.tv_sec) * 1e3 + (after.tv_nsec - before.tv_nsec) / 1e6;
-  EXPECT_LT(ms, 5.0);  // a spinning thread would need 300
+  // A spinning thread would need 300; the process's other threads may wake on a loaded machine.
+  EXPECT_LT(ms, 60.0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, FileMoverTest,
