@@ -39,7 +39,6 @@ INSTANTIATE_TEST_SUITE_P(Kernels, EachIsa, testing::ValuesIn(RunnableKernels()),
                          [](const auto& param) { return std::string(param.param->name); });
 
 // ---- GEMM
-// ----------------------------------------------------------------------------------------------------------
 
 struct GemmCase {
   int64_t m, n, k;
@@ -145,7 +144,6 @@ TEST(GemmPack, FusedMatricesLandBehindEachOther) {
 }
 
 // ---- attention
-// -------------------------------------------------------------------------------------------------------
 
 struct AttentionShape {
   int64_t kv_heads, group, head_dim, block_tokens, tokens;
@@ -292,7 +290,6 @@ TEST_P(EachIsa, AttentionDoesNotDependOnBlockTokens) {
 }
 
 // ---- rows
-// ------------------------------------------------------------------------------------------------------------
 
 TEST_P(EachIsa, Exp2IsAccurateAndExactAtTheEnds) {
   std::vector<float> x, expected;
@@ -390,7 +387,6 @@ TEST_P(EachIsa, SwigluIsSiluOfGateTimesUp) {
 }
 
 // ---- equality across instruction sets
-// --------------------------------------------------------------------------------
 
 TEST_P(EachIsa, GivesTheBitsOfTheScalarVariant) {
   const CpuKernels& scalar = *KernelsFor(CpuIsa::kScalar);

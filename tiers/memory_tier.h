@@ -36,9 +36,6 @@ class MemoryTier : public Tier {
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
             Done done) override;
   std::optional<MutableRegion> Address(PageId page) override;
-  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const override {
-    return pages_->PagesOfCheapestSlab(pool);
-  }
   uint64_t capacity_bytes() const override { return pages_->slots().capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return pages_->slots().FreeSlots(pool); }
   size_t inflight_max() const override { return mover_->inflight_max(); }

@@ -18,6 +18,10 @@ constexpr size_t kBackgroundTasksMax = 1024;
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr uint64_t kSlabsMax = uint64_t{1} << 20;  // each takes two descriptors
 
+void Tell(const std::function<void(MutableRegion)>& hook, const SlabMemory& memory) {
+  if (hook && memory.host_data() != nullptr) hook({memory.host_data(), memory.bytes()});
+}
+
 }  // namespace
 
 uint64_t ChooseSlabBytes(uint64_t bytes) {
@@ -102,12 +106,6 @@ std::optional<SlabPlace> SlabPages::Find(PageId page) const {
                    slots_.SlotBytes(slot->slab)};
 }
 
-std::vector<PageId> SlabPages::PagesOfCheapestSlab(PoolId pool) const {
-  std::vector<PageId> pages = slots_.PagesOfCheapestSlab(pool);
-  for (PageId& page : pages) page.slab = slabs_[page.slab].id;
-  return pages;
-}
-
 absl::StatusOr<SlabExport> SlabPages::Export(uint32_t slab_id, std::string_view tenant,
                                              MemoryAccess access) const {
   std::shared_ptr<const SlabMemory> memory;
@@ -158,6 +156,7 @@ absl::Status SlabPages::ReplaceMemory(Slab& slab) {
   }
   is_freeing_.store(true, std::memory_order_relaxed);
   background_.Post([this, old = std::move(slab.memory)]() mutable {
+    Tell(options_.hooks.on_going, *old);
     old->Discard();
     old.reset();
     is_freeing_.store(false, std::memory_order_release);
@@ -201,6 +200,7 @@ void SlabPages::PostPreparation() {
 void SlabPages::PreparePiece() {
   std::shared_ptr<const SlabMemory> memory;
   uint64_t offset = 0, bytes = 0;
+  bool is_last = false;
   {
     absl::MutexLock lock(&mutex_);
     if (to_prepare_.empty() || stopping_.load(std::memory_order_relaxed)) {
@@ -212,12 +212,15 @@ void SlabPages::PreparePiece() {
     offset = next.done_bytes;
     bytes = std::min(kPieceBytes, memory->bytes() - offset);
     next.done_bytes += bytes;
-    if (next.done_bytes == memory->bytes()) to_prepare_.pop_front();
+    is_last = next.done_bytes == memory->bytes();
+    if (is_last) to_prepare_.pop_front();
   }
   if (absl::Status status = memory->Prepare(offset, bytes); !status.ok()) {
     absl::MutexLock lock(&mutex_);
     // The first reason stands; what failed is paid for at first use.
     if (degraded_.empty()) degraded_ = std::string(StdView(status.message()));
+  } else if (is_last) {
+    Tell(options_.hooks.on_prepared, *memory);
   }
   PostPreparation();
 }

@@ -57,6 +57,15 @@ uint64_t ChooseSlabBytes(uint64_t bytes);
 // `slab_bytes`, a multiple of 4096.
 absl::Status ValidateSlabs(uint64_t bytes, uint64_t slab_bytes);
 
+// Told of a slab's host memory while it can be used, so that a device may register it.
+// Run on the background thread, one at a time, and never after Stop().
+struct MemoryHooks {
+  std::function<void(MutableRegion)> on_prepared;  // faulted in; may be empty
+  // Before the memory is freed: nothing is in flight in it. Also for memory that was never
+  // prepared. May be empty.
+  std::function<void(MutableRegion)> on_going;
+};
+
 class SlabPages {
  public:
   struct Options {
@@ -64,6 +73,7 @@ class SlabPages {
     uint32_t num_slabs = 0;
     uint64_t slab_bytes = 0;
     Prepare prepare = Prepare::kAtStart;
+    MemoryHooks hooks;
     std::function<absl::StatusOr<std::unique_ptr<SlabMemory>>()> make_slab;  // core thread
   };
   // Makes all slabs, so that running out of descriptors shows at start-up. `clock` outlives the
@@ -84,7 +94,6 @@ class SlabPages {
   bool IsCurrent(PageId page) const { return ToSlots(page).has_value(); }
   // nullopt: not current.
   std::optional<SlabPlace> Find(PageId page) const;
-  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const;
   const SlotAllocator& slots() const { return slots_; }
 
   // Thread-safe. Errors: NotFound for unknown slabs, slabs given back, slabs of no tenant yet and

@@ -127,24 +127,6 @@ uint64_t SlotAllocator::SlotBytes(uint32_t slab) const {
   return slab < slabs_.size() && slabs_[slab].is_assigned ? slabs_[slab].slot_bytes : 0;
 }
 
-std::vector<PageId> SlotAllocator::PagesOfCheapestSlab(PoolId pool_id) const {
-  std::vector<PageId> pages;
-  const auto it = pools_.find(pool_id);
-  if (it == pools_.end() || it->second.slabs.empty()) return pages;
-  const std::vector<uint32_t>& candidates = it->second.slabs;
-  const uint32_t cheapest =
-      *std::min_element(candidates.begin(), candidates.end(), [this](uint32_t a, uint32_t b) {
-        return std::pair(slabs_[a].quarantined, slabs_[a].used) <
-               std::pair(slabs_[b].quarantined, slabs_[b].used);
-      });
-  const Slab& slab = slabs_[cheapest];
-  pages.reserve(slab.used);
-  for (uint32_t slot = 0; slot < slab.generations.size(); ++slot) {
-    if (IsUsed(slab.generations[slot])) pages.push_back({cheapest, slot, slab.generations[slot]});
-  }
-  return pages;
-}
-
 uint64_t SlotAllocator::FreeSlots(PoolId pool_id) const {
   const auto it = pools_.find(pool_id);
   if (it == pools_.end()) return 0;

@@ -59,10 +59,7 @@ class SlotAllocator {
   bool IsCurrent(PageId page) const;
   uint64_t OffsetInSlab(PageId page) const;  // bytes; requires that page.slab is in use
   uint64_t SlotBytes(uint32_t slab) const;   // 0: the slab is free
-  // Pages in use of the slab of `pool` that has fewest, quarantined slots counted as unmovable:
-  // slabs with any come last. O(slabs of the pool + slots of the slab).
-  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const;
-  uint64_t FreeSlots(PoolId pool) const;  // free slabs included; 0 for an unknown pool
+  uint64_t FreeSlots(PoolId pool) const;     // free slabs included; 0 for an unknown pool
 
   uint64_t used_pages() const { return used_pages_; }
   uint64_t used_bytes() const { return used_bytes_; }

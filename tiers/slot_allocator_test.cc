@@ -90,7 +90,6 @@ TEST(SlotAllocator, EmptySlabServesAnotherPoolAndOldPagesAreNotCurrent) {
   const PageId a0 = MustReserve(slots, kPoolA);
   const PageId a1 = MustReserve(slots, kPoolA);
   EXPECT_EQ(slots.Reserve(kPoolB).status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(slots.PagesOfCheapestSlab(kPoolA).size(), 2u);
   slots.Release(a0);
   slots.Release(a1);
   EXPECT_EQ(slots.SlotBytes(0), 0u);
@@ -99,21 +98,6 @@ TEST(SlotAllocator, EmptySlabServesAnotherPoolAndOldPagesAreNotCurrent) {
   EXPECT_TRUE(slots.IsCurrent(b));
   EXPECT_FALSE(slots.IsCurrent(a0));
   EXPECT_FALSE(slots.IsCurrent(a1));
-}
-
-TEST(SlotAllocator, CheapestSlabIsTheOneWithFewestPages) {
-  SlotAllocator slots(SmallOptions(2));
-  ASSERT_TRUE(slots.OpenPool(kPoolA, kSlab / 4).ok());
-  std::vector<PageId> pages;
-  for (int i = 0; i < 8; ++i) pages.push_back(MustReserve(slots, kPoolA));
-  const uint32_t emptier = pages[4].slab;
-  for (const PageId& page : pages) {
-    if (page.slab == emptier && slots.PagesOfCheapestSlab(kPoolA).size() > 1) slots.Release(page);
-  }
-  const std::vector<PageId> cheapest = slots.PagesOfCheapestSlab(kPoolA);
-  ASSERT_EQ(cheapest.size(), 1u);
-  EXPECT_EQ(cheapest[0].slab, emptier);
-  EXPECT_TRUE(slots.IsCurrent(cheapest[0]));
 }
 
 TEST(SlotAllocator, QuarantinedSlotIsNeverHandedOutAgainAndKeepsItsSlab) {

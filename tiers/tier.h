@@ -114,12 +114,6 @@ class Tier {
   // Host address of a page, for tiers in host memory; nullopt for others and for the cuda device.
   virtual std::optional<MutableRegion> Address(PageId) { return std::nullopt; }
 
-  // A slab of `pool` that is cheapest to empty, for giving it to another pool: its pages in use.
-  // Empty when the pool has no slab. When the caller has released them all the slab becomes free
-  // for every pool (of the same tenant at once; for another tenant its memory is given back and
-  // fresh memory is made).
-  virtual std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const = 0;
-
   virtual uint64_t capacity_bytes() const = 0;
   // Slots of `pool` that Reserve() could still hand out, free slabs included.
   virtual uint64_t FreeSlots(PoolId pool) const = 0;

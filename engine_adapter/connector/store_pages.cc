@@ -51,7 +51,6 @@ absl::Status StorePages::Connect() {
 }
 
 // --- Load
-// -----------------------------------------------------------------------------------------
 
 PrefixLoad StorePages::LoadPrefix(std::span<const uint32_t> token_ids) {
   const auto num_blocks = static_cast<int64_t>(token_ids.size()) / layout_.block_tokens;
@@ -143,7 +142,6 @@ bool StorePages::IsIntact() {
 }
 
 // --- Save
-// -----------------------------------------------------------------------------------------
 
 absl::StatusOr<std::byte*> StorePages::AddPrivatePage() {
   ASSIGN_OR_RETURN(AlignedBuffer page,

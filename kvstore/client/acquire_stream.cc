@@ -37,6 +37,7 @@ void AcquireStream::SetAlarm(absl::Duration timeout) {
   alarm_ = std::make_unique<grpc::Alarm>();
   alarm_->Set(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout),
               [this](bool went_off) {
+                const CallbackScope scope;
                 if (went_off && !has_first_.load(std::memory_order_acquire)) lease_->GiveUp();
                 RemoveHold();
               });
@@ -47,6 +48,7 @@ void AcquireStream::CancelAlarm() {
 }
 
 void AcquireStream::OnReadDone(bool ok) {
+  const CallbackScope scope;
   const bool is_first = !has_first_.load(std::memory_order_relaxed);
   if (!ok) {
     if (is_first) CancelAlarm();
@@ -80,6 +82,7 @@ void AcquireStream::Deliver(absl::Status status) {
 }
 
 void AcquireStream::OnDone(const grpc::Status& status) {
+  const CallbackScope scope;
   absl::Status why = broken_.ok() ? lease_->connection->StatusOf(status, lease_->session) : broken_;
   if (lease_->is_given_up())
     why = absl::DeadlineExceededError("the daemon did not answer Acquire in time");

@@ -56,10 +56,12 @@ absl::StatusOr<std::shared_ptr<Lease::State>> NewLease(
 
 // A reserve in flight.
 struct ReserveCall {
+  // Shared: the call outlives whoever started it. First, so that it goes last: a context holds the
+  // channel, too.
+  std::shared_ptr<Connection> connection;
   grpc::ClientContext context;
   v1::ReserveRequest request;
   v1::ReserveResponse response;
-  std::shared_ptr<Connection> connection;  // shared: the call outlives whoever started it
   std::shared_ptr<MemorySession> session;
   Namespace ns;
   absl::Time deadline;
@@ -239,9 +241,11 @@ void Client::ReserveAsync(const Namespace& ns, const ReserveRequest& request, ab
   connection.Prepare(&call->context, call->session.get(), TimeLeft(call->deadline, timeout));
   if (!connection.BeginCall(&call->context)) return call->done(BeingDestroyed());
   connection.stub().async()->Reserve(&call->context, &call->request, &call->response,
-                                     [call](grpc::Status status) {
-                                       OnReserved(call, status);
-                                       call->connection->EndCall(&call->context);
+                                     [call](grpc::Status status) mutable {
+                                       const CallbackScope scope;
+                                       const auto ended = std::move(call);
+                                       OnReserved(ended, status);
+                                       ended->connection->EndCall(&ended->context);
                                      });
 }
 

@@ -51,7 +51,14 @@ absl::StatusOr<std::shared_ptr<Connection>> Connection::Create(ClientOptions opt
   return made;
 }
 
-Connection::~Connection() { Shutdown(); }
+Connection::~Connection() {
+  Shutdown();
+  if (!CallbackScope::IsActive()) return;
+  std::thread([channel = std::move(channel_), stub = std::move(stub_)]() mutable {
+    stub.reset();
+    channel.reset();
+  }).detach();
+}
 
 void Connection::Shutdown() {
   {

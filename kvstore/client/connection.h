@@ -33,6 +33,22 @@
 
 namespace kvstore::client {
 
+// On the stack, first of all, in every callback from gRPC. gRPC 1.51 joins its callback threads
+// when the last channel goes: if that happens on one of them, it joins itself and frees the queue
+// that it runs on. A Connection whose last owner is a callback lets another thread destroy its
+// channel.
+class CallbackScope {
+ public:
+  CallbackScope() { ++depth_; }
+  ~CallbackScope() { --depth_; }
+  CallbackScope(const CallbackScope&) = delete;
+  CallbackScope& operator=(const CallbackScope&) = delete;
+  static bool IsActive() { return depth_ > 0; }
+
+ private:
+  inline static thread_local int depth_ = 0;
+};
+
 // Shared by whoever may need the daemon again, in any order of destruction.
 class Connection final : public std::enable_shared_from_this<Connection> {
  public:

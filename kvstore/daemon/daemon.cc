@@ -85,6 +85,16 @@ struct Daemon::State {
 
 absl::Status Daemon::State::OpenTiers() {
   tiers::DramTier::Options dram_options;
+  if (!config.nvme.dirs.empty()) {
+    tiers::NvmeOptions nvme_options;
+    nvme_options.dirs = config.nvme.dirs;
+    nvme_options.capacity_bytes = config.nvme.bytes;
+    nvme_options.queue_depth = static_cast<uint32_t>(config.nvme.queue_depth);
+    ASSIGN_OR_RETURN(nvme, tiers::NvmeTier::Open(std::move(nvme_options), *core, clock));
+    dram_options.hooks = {
+        .on_prepared = [this](MutableRegion region) { nvme->RegisterMemory(region); },
+        .on_going = [this](MutableRegion region) { nvme->UnregisterMemory(region); }};
+  }
   dram_options.slab_bytes = tiers::ChooseSlabBytes(config.dram.bytes);
   dram_options.bytes = config.dram.bytes;
   dram_options.huge_pages = config.dram.hugepages == HugePages::kAuto
@@ -97,13 +107,6 @@ absl::Status Daemon::State::OpenTiers() {
     gpu_options.bytes = config.gpu.bytes;
     gpu_options.slab_bytes = tiers::ChooseSlabBytes(config.gpu.bytes);
     ASSIGN_OR_RETURN(gpu, tiers::GpuTier::Create(gpu_options, *core, clock));
-  }
-  if (!config.nvme.dirs.empty()) {
-    tiers::NvmeOptions nvme_options;
-    nvme_options.dirs = config.nvme.dirs;
-    nvme_options.capacity_bytes = config.nvme.bytes;
-    nvme_options.queue_depth = static_cast<uint32_t>(config.nvme.queue_depth);
-    ASSIGN_OR_RETURN(nvme, tiers::NvmeTier::Open(std::move(nvme_options), *core, clock));
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,8 @@
 #include "kvstore/store/copies.h"
 
+#include <algorithm>
+
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 
 namespace kvstore::store {
@@ -152,11 +155,26 @@ const tiers::Tier* Copies::ColderTier(TierKind kind) const {
 }
 
 bool Copies::IsDirty(NodeId id, TierKind kind) const {
-  if (ColderTier(kind) == nullptr || unwritable_.contains(id)) return false;
+  return ColderTier(kind) != nullptr && !unwritable_.contains(id) && !HasColderCopy(id, kind);
+}
+
+bool Copies::HasColderTier(TierKind kind) const {
+  return std::any_of(tiers_.begin() + Pos(kind) + 1, tiers_.end(),
+                     [](const tiers::Tier* tier) { return tier != nullptr; });
+}
+
+bool Copies::HasColderCopy(NodeId id, TierKind kind) const {
   for (size_t t = Pos(kind) + 1; t < tiers_.size(); ++t) {
-    if (index_.node(id).copies[t] == CopyState::kResident) return false;
+    if (index_.node(id).copies[t] == CopyState::kResident) return true;
   }
-  return true;
+  return false;
+}
+
+std::vector<NodeId> Copies::TakeUnwritable(size_t blocks_max) {
+  std::vector<NodeId> taken;
+  while (!unwritable_.empty() && taken.size() < blocks_max)
+    taken.push_back(unwritable_.extract(unwritable_.begin()).value());
+  return taken;
 }
 
 absl::StatusOr<PageId> Copies::TakePage(TierKind kind, PoolId pool) {
@@ -253,6 +271,11 @@ absl::Status Copies::CheckInvariants() const {
         return absl::InternalError(
             absl::StrCat("slot ", p.slab, "/", p.slot, " belongs to two blocks"));
       }
+    }
+  }
+  for (const NodeId id : unwritable_) {
+    if (!index_.IsLive(id) || !index_.node(id).IsResident()) {
+      return absl::InternalError(absl::StrCat("block ", id, " is gone and marked unwritable"));
     }
   }
   for (const TierKind kind : kAllTiers) {

@@ -10,7 +10,7 @@
 #include <functional>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
+#include "absl/container/btree_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kvstore/base/clock.h"
@@ -79,9 +79,14 @@ class Copies {
   bool CanEvict(NodeId id, TierKind kind) const;
   // A colder tier exists, has no copy of it, and has not refused one.
   bool IsDirty(NodeId id, TierKind kind) const;
-  // A colder tier could not take a copy: until the block is published or dropped somewhere it
-  // counts as clean, so that a broken disk cannot fill memory with blocks that wait for it.
+  // A colder tier could not take a copy: the block counts as clean until the mark is taken, or a
+  // copy of it is published or dropped.
   void MarkUnwritable(NodeId id) { unwritable_.insert(id); }
+  bool HasUnwritable() const { return !unwritable_.empty(); }
+  // Takes the mark from up to `blocks_max` blocks.
+  std::vector<NodeId> TakeUnwritable(size_t blocks_max);
+  bool HasColderTier(TierKind kind) const;
+  bool HasColderCopy(NodeId id, TierKind kind) const;
   // The colder tier that gets copies from `kind`, if there is one that serves.
   const tiers::Tier* ColderTier(TierKind kind) const;
   // Calls on_dirty_victim for up to `blocks_max` of the oldest dirty blocks of a pool.
@@ -114,7 +119,7 @@ class Copies {
   std::array<policy::LeafLru, tiers::kNumTierKinds> lru_;
   std::array<TierCounters, tiers::kNumTierKinds> counters_;
   StoreCounters store_counters_;
-  absl::flat_hash_set<NodeId> unwritable_;
+  absl::btree_set<NodeId> unwritable_;
   std::vector<std::array<uint64_t, tiers::kNumTierKinds>>
       pages_in_;  // [namespace id][tier], resident
   std::function<bool(NodeId, TierKind)> on_dirty_victim_;

@@ -135,7 +135,8 @@ void Moves::Finish(uint64_t key, absl::Status status) {
   auto it = moves_.find(key);
   Move move = std::move(it->second);
   moves_.erase(it);
-  if (!status.ok() && move.dst > move.src) copies_.MarkUnwritable(move.id);
+  if (!status.ok() && move.dst > move.src && copies_.IsResident(move.id, move.src))
+    copies_.MarkUnwritable(move.id);
   for (Done& waiter : move.waiters) waiter(status);
   copies_.Unhold(move.id);
   if (moves_.empty() && on_idle_) on_idle_();

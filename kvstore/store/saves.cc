@@ -79,7 +79,8 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
     const bool is_known = node != index::kNoNode;
     if (is_known && copies_.index().node(node).block_index != block_index) {
       block.state = ReserveState::kNoSpace;  // one hash at two positions: not a chain
-    } else if (is_known && !copies_.CanHold(node)) {
+    } else if (is_known ? !copies_.CanHold(node)
+                        : copies_.index().num_nodes() >= options_.blocks_max) {
       block.state = ReserveState::kNoSpace;
     } else {
       block.state = is_known ? StateOf(node, tier) : ReserveState::kReserved;

@@ -14,6 +14,7 @@
 #include "kvstore/store/sessions.h"
 #include "kvstore/store/sweep.h"
 #include "kvstore/store/verification.h"
+#include "kvstore/store/write_behind.h"
 
 namespace kvstore::store {
 namespace {
@@ -26,6 +27,10 @@ absl::Status NoNamespace() { return absl::NotFoundError("no such namespace; open
 }  // namespace
 
 absl::Status StoreOptions::Validate() const {
+  if (blocks_max > index::HashTable::kIdMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("blocks_max is too large; valid: at most ", index::HashTable::kIdMax));
+  }
   if (lease_time < absl::Seconds(1) || lease_time > absl::Hours(1)) {
     return absl::InvalidArgumentError("limits.lease_time is not valid; valid: 1s to 1h");
   }
@@ -33,6 +38,7 @@ absl::Status StoreOptions::Validate() const {
     return absl::InvalidArgumentError("limits.move_deadline is not valid; valid: 1ms to 5m");
   }
   const std::pair<const char*, size_t> counts[] = {
+      {"blocks_max", blocks_max},
       {"server.sessions_max", sessions_max},
       {"limits.namespaces_max", namespaces_max},
       {"limits.blocks_per_call_max", blocks_per_call_max},
@@ -55,56 +61,19 @@ struct Store::State {
         namespaces(o.namespaces_max),
         copies(t, namespaces, c, std::random_device{}()),
         moves(copies, e, c, o.move_deadline),
+        write_behind(options.policy, copies, moves, e, c),
         sessions(o.sessions_max),
         loads(options, copies, moves, sessions, e, c),
         saves(options, copies, namespaces, sessions, e, c),
         verification(copies, moves, e, c, o.move_deadline),
         sweep(copies, namespaces, e, c),
         clock(c) {
-    copies.set_on_dirty_victim([this](NodeId id, TierKind kind) { return WriteBack(id, kind); });
-    auto on_published = [this](NodeId id, TierKind kind) { ApplyWritePolicy(id, kind); };
+    copies.set_on_dirty_victim(
+        [this](NodeId id, TierKind kind) { return write_behind.Start(id, kind); });
+    auto on_published = [this](NodeId id, TierKind kind) { write_behind.OnPublished(id, kind); };
     moves.set_on_published(on_published);
     saves.set_on_published(on_published);
-    moves.set_on_idle([this] {
-      if (on_drained) std::exchange(on_drained, nullptr)();
-    });
-  }
-
-  std::optional<TierKind> ColderKind(TierKind kind) const {
-    const tiers::Tier* colder = copies.ColderTier(kind);
-    if (colder == nullptr) return std::nullopt;
-    return colder->kind();
-  }
-
-  // Starts a copy of a dirty block in the colder tier. False: it cannot be saved now.
-  bool WriteBack(NodeId id, TierKind kind) {
-    const std::optional<TierKind> colder = ColderKind(kind);
-    if (!colder) return false;
-    if (moves.IsMovingTo(id, *colder)) return true;
-    moves.Start(id, kind, *colder, MovePurpose::kWriteBehind,
-                [](absl::Status) {});  // failures are counted by the move
-    return moves.IsMovingTo(id, *colder);
-  }
-
-  void ApplyWritePolicy(NodeId id, TierKind kind) {
-    const std::optional<TierKind> colder = ColderKind(kind);
-    if (!colder || copies.state(id, *colder) != CopyState::kAbsent || !copies.IsDirty(id, kind))
-      return;
-    const policy::WriteMode mode =
-        *colder == TierKind::kDram ? options.policy.write_to_dram : options.policy.write_to_nvme;
-    if (mode == policy::WriteMode::kThrough) {
-      if (!WriteBack(id, kind)) ++copies.store_counters().skipped_writes;
-      return;
-    }
-    // Write-back: keep some room ahead of need.
-    const PoolId pool = copies.PoolOf(id);
-    tiers::Tier* tier = copies.tier(kind);
-    const double slots = static_cast<double>(tier->capacity_bytes()) /
-                         static_cast<double>(copies.IdentityOf(id).shape.slot_bytes());
-    const double free = static_cast<double>(tier->FreeSlots(pool));
-    if (free >= (1 - options.policy.high_watermark) * slots) return;
-    copies.WriteBackOldest(
-        kind, pool, static_cast<uint64_t>((1 - options.policy.low_watermark) * slots - free) + 1);
+    moves.set_on_idle([this] { write_behind.OnIdle(); });
   }
 
   absl::Status OpenPools(const Namespace& ns) {
@@ -136,6 +105,7 @@ struct Store::State {
   NamespaceTable namespaces;
   Copies copies;
   Moves moves;
+  WriteBehind write_behind;
   SessionTable sessions;
   Loads loads;
   Saves saves;
@@ -144,7 +114,6 @@ struct Store::State {
   const Clock& clock;
   bool is_recovering = false;
   bool is_draining = false;
-  absl::AnyInvocable<void()> on_drained;
 };
 
 Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock)
@@ -153,7 +122,6 @@ Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const
 Store::~Store() = default;
 
 // --- Recovery
-// -----------------------------------------------------------------------------------------------------------------------
 
 void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
   State* s = state_.get();
@@ -190,6 +158,7 @@ bool Store::State::RestorePage(const tiers::RecoveredPage& page) {
   const Namespace* ns = namespaces.Find(identity.fingerprint);
   if (ns == nullptr || identity.epoch != ns->epoch || !(identity.shape == ns->spec.shape))
     return false;
+  if (copies.index().num_nodes() + 2 > options.blocks_max) return false;  // a parent may come, too
   const NodeId known = copies.index().Find(ns->id, identity.hash);
   if (known != index::kNoNode) {
     const index::Node& node = copies.index().node(known);
@@ -219,7 +188,6 @@ bool Store::State::RestorePage(const tiers::RecoveredPage& page) {
 }
 
 // --- Namespaces
-// ---------------------------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -291,7 +259,6 @@ void Store::Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers
 }
 
 // --- Sessions
-// -----------------------------------------------------------------------------------------------------------------------
 
 absl::StatusOr<SessionId> Store::OpenSession(std::string_view tenant) {
   return state_->sessions.Open(tenant);
@@ -307,7 +274,6 @@ void Store::CloseSession(SessionId id) {
 }
 
 // --- Load
-// ---------------------------------------------------------------------------------------------------------------------------
 
 MatchResult Store::Match(NamespaceId ns, std::span<const BlockHash> hashes) const {
   return state_->loads.Match(ns, hashes);
@@ -347,7 +313,6 @@ absl::Status Store::Renew(SessionId session, LeaseId lease) {
 }
 
 // --- Save
-// ---------------------------------------------------------------------------------------------------------------------------
 
 absl::StatusOr<ReserveResult> Store::Reserve(SessionId session, NamespaceId ns,
                                              std::optional<BlockHash> parent,
@@ -377,7 +342,6 @@ absl::Status Store::Abort(SessionId session, ReservationId reservation) {
 }
 
 // --- Administration
-// -----------------------------------------------------------------------------------------------------------------
 
 StoreStatus Store::status() const {
   StoreStatus status;
@@ -455,17 +419,8 @@ void Store::Verify(std::optional<TierKind> tier, VerifyMode mode,
 }
 
 void Store::Drain(absl::AnyInvocable<void()> done) {
-  State& s = *state_;
-  s.is_draining = true;
-  for (NodeId id = 0; id < s.copies.index().id_end(); ++id) {
-    if (!s.copies.index().IsLive(id)) continue;
-    for (const TierKind kind : kAllTiers) {
-      if (s.copies.Has(kind) && s.copies.IsResident(id, kind) && s.copies.IsDirty(id, kind))
-        s.WriteBack(id, kind);
-    }
-  }
-  if (s.moves.size() == 0) return done();
-  s.on_drained = std::move(done);
+  state_->is_draining = true;
+  state_->write_behind.Flush(std::move(done));
 }
 
 absl::Status Store::CheckInvariants() const { return state_->copies.CheckInvariants(); }

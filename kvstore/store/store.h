@@ -52,6 +52,8 @@ struct StoreOptions {
   absl::Duration lease_time = absl::Seconds(30);
   // For one move between tiers, queueing in the tier included.
   absl::Duration move_deadline = absl::Seconds(2);
+  // Blocks known to the index, in all tiers together. The default is what its ids have room for.
+  size_t blocks_max = (size_t{1} << 26) - 1;
   size_t sessions_max = 1024;
   size_t namespaces_max = 1024;
   size_t blocks_per_call_max = 65536;
@@ -198,7 +200,6 @@ class Store {
   void Start(absl::AnyInvocable<void(absl::Status)> on_finished);
 
   // --- Namespaces
-  // -----------------------------------------------------------------------------------------------------------------
   struct OpenedNamespace {
     NamespaceId id;  // of the present epoch: look it up again after a Clear()
     Fingerprint fingerprint;
@@ -221,14 +222,12 @@ class Store {
   void Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done);
 
   // --- Sessions
-  // -------------------------------------------------------------------------------------------------------------------
   // Errors: ResourceExhausted, sessions_max.
   absl::StatusOr<SessionId> OpenSession(std::string_view tenant);
   // Releases all that the session holds. Unknown ids are ignored (it may have ended already).
   void CloseSession(SessionId session);
 
   // --- Load
-  // -----------------------------------------------------------------------------------------------------------------------
   // Longest prefix that is resident anywhere, without lease or touch.
   MatchResult Match(NamespaceId ns, std::span<const BlockHash> hashes) const;
   // Longest-prefix match and lease in one step. Blocks below DRAM start moving up at once.
@@ -245,7 +244,6 @@ class Store {
   absl::Status Renew(SessionId session, LeaseId lease);
 
   // --- Save
-  // -----------------------------------------------------------------------------------------------------------------------
   // Takes pages in `tier` (gpu or dram) for consecutive blocks of one prefix. `parent` is the hash
   // before hashes[0]; nullopt for block 0. Stops handing out pages at the first kNoSpace. A block
   // that is resident in another tier only may be reserved in this one (promotion by the client):
@@ -265,7 +263,6 @@ class Store {
   absl::Status Abort(SessionId session, ReservationId reservation);
 
   // --- Administration
-  // -------------------------------------------------------------------------------------------------------------
   StoreStatus status() const;
   std::vector<BlockRow> List(NamespaceId ns, std::optional<TierKind> tier, size_t limit) const;
   // Removes the namespace's copies in `tier`, except last copies and blocks that are held.

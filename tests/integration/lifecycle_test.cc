@@ -202,6 +202,21 @@ TEST(Config, EffectiveValuesAndSourcesAreServed) {
   EXPECT_EQ(evict, "lru default");
 }
 
+// A client that is alone in its process takes gRPC's callback threads down with it, and its last
+// owner may be a call that has just been answered on one of them.
+TEST(Clients, ComeAndGoWhileTheirLastReplyIsStillHandled) {
+  DaemonProcess daemon;
+  daemon.Start();
+  for (uint32_t i = 0; i < 200; ++i) {
+    std::unique_ptr<Client> client = daemon.Connect();
+    absl::StatusOr<Namespace> ns = client->Open("small", SmallSpec());
+    ASSERT_TRUE(ns.ok()) << ns.status();
+    const std::vector<BlockHash> hashes = ns->Hash(Tokens(ns->spec, 2, i));
+    ASSERT_TRUE(client->Put(*ns, hashes, PagesBytes(ns->spec, hashes)).ok());
+    ASSERT_TRUE(client->Acquire(*ns, hashes, client::HottestTier::kDram).ok());
+  }
+}
+
 TEST(Leases, AreRenewedWhileTheyAreHeld) {
   DaemonProcess daemon;
   daemon.Start({.sets = {"limits.lease_time=1s"}});

@@ -121,8 +121,27 @@ def test_redis_is_measured_on_the_same_work(kvbench):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def test_ttft_of_a_random_model(kvbench, bin_dir):
+    missing = [name for name in ("kvengine", "engine_prefill_bench") if not (bin_dir / name).exists()]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not built in {bin_dir}")
+    root = Path(__file__).resolve().parents[2]
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    try:
+        subprocess.run([sys.executable, str(root / "tools" / "make_model"), "--tokenizer", "--out", str(folder / "model")], check=True,
+                       capture_output=True, timeout=120)
+        report, plot, _ = measure(kvbench, folder, "ttft", "--model", folder / "model")
+        check_shape(report, "ttft")
+        check_plot(plot, report)
+        names = {result["name"] for result in report["results"]}
+        assert {f"ttft/{source}/128" for source in ("cold", "gpu", "dram", "nvme")} <= names
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.parametrize("arguments, problem", [
-    (["nosuch"], "subcommand is required"),
+    (["nosuch"], "nosuch"),
+    ([], "no suite is given"),
     (["store", "--set-size", "12"], 'size "12"'),
     (["store", "--set-size", "1KiB"], "16MiB"),
     (["store", "--versus", "mongo=unix:/x"], "redis=unix:PATH"),

@@ -110,6 +110,17 @@ TEST_F(StoreTest, WriteThroughReachesNvmeAndSurvivesLosingDram) {
   }
 }
 
+TEST_F(StoreTest, BlocksThatADiskCouldNotTakeReachItWhenItIsBack) {
+  f->nvme.set_state(tiers::TierState::kReadOnly);
+  f->Put(session, ns, Hashes(1, 20));
+  f->Settle(absl::Seconds(1));
+  EXPECT_EQ(UsedPages(f->nvme), 0u);
+  f->nvme.set_state(tiers::TierState::kServing);
+  f->Settle(absl::Seconds(1));
+  EXPECT_EQ(UsedPages(f->nvme), 20u);
+  EXPECT_TRUE(f->core->CheckInvariants().ok()) << f->core->CheckInvariants();
+}
+
 TEST_F(StoreTest, EvictNeverRemovesTheLastCopy) {
   Make(Without(false, false));
   const auto hashes = Hashes(1, 5);
@@ -389,6 +400,15 @@ TEST_F(StoreTest, FullTierAnswersNoSpaceForTheRestOfTheRun) {
     EXPECT_EQ(r->blocks[i].state, i < 64 ? ReserveState::kReserved : ReserveState::kNoSpace) << i;
 }
 
+TEST_F(StoreTest, AFullIndexAnswersNoSpace) {
+  StoreFixture::Options o = Without(false, false);
+  o.store.blocks_max = 10;
+  Make(o);
+  EXPECT_EQ(f->Put(session, ns, Hashes(1, 12)), 10u);
+  EXPECT_EQ(f->core->status().blocks, 10u);
+  EXPECT_EQ(f->core->status().counters.no_space_blocks, 2u);
+}
+
 TEST_F(StoreTest, SlabsMoveToThePoolThatNeedsThem) {
   StoreFixture::Options o = Without(false, false);
   o.dram.num_slabs = 2;
@@ -473,6 +493,20 @@ TEST_F(StoreTest, DrainWritesBackWhatIsOnlyInMemoryAndRefusesSaves) {
   f->Settle();
   EXPECT_TRUE(drained);
   EXPECT_EQ(UsedPages(f->nvme), 20u);
+}
+
+TEST_F(StoreTest, DrainWritesMoreThanTheQueueHolds) {
+  StoreFixture::Options o = Without(false, true);
+  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
+  o.dram.num_slabs = o.nvme.num_slabs = 256;  // 16,384 slots, so that no watermark is reached
+  Make(o);
+  for (uint32_t branch = 1; branch <= 5; ++branch) f->Put(session, ns, Hashes(branch, 1000));
+  ASSERT_EQ(UsedPages(f->nvme), 0u);
+  bool drained = false;
+  f->core->Drain([&] { drained = true; });
+  f->Settle(absl::Seconds(60));
+  EXPECT_TRUE(drained);
+  EXPECT_EQ(UsedPages(f->nvme), 5000u);
 }
 
 }  // namespace

@@ -38,7 +38,10 @@ class FaultyTier final : public tiers::DurableTier {
   absl::Status OpenPool(PoolId pool, const tiers::PoolSpec& spec) override {
     return slots_.OpenPool(pool, spec.slot_bytes);
   }
-  absl::StatusOr<PageId> Reserve(PoolId pool) override { return slots_.Reserve(pool); }
+  absl::StatusOr<PageId> Reserve(PoolId pool) override {
+    if (state_ != tiers::TierState::kServing) return absl::UnavailableError("not serving");
+    return slots_.Reserve(pool);
+  }
   void Release(PageId page) override;
   void Quarantine(PageId page) override;
   void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,
@@ -46,9 +49,6 @@ class FaultyTier final : public tiers::DurableTier {
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
             Done done) override;
   std::optional<MutableRegion> Address(PageId page) override;
-  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const override {
-    return slots_.PagesOfCheapestSlab(pool);
-  }
   uint64_t capacity_bytes() const override { return slots_.capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return slots_.FreeSlots(pool); }
   size_t inflight_max() const override { return options_.inflight_max; }

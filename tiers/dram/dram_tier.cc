@@ -34,6 +34,7 @@ absl::StatusOr<std::unique_ptr<DramTier>> DramTier::Create(const Options& option
   pages_options.num_slabs = static_cast<uint32_t>(options.bytes / options.slab_bytes);
   pages_options.slab_bytes = options.slab_bytes;
   pages_options.prepare = options.prepare;
+  pages_options.hooks = options.hooks;
   pages_options.make_slab = [memory, locking = options.locking] {
     return HostSlabMemory::Create(memory, locking);
   };

@@ -30,6 +30,7 @@ class DramTier final : public MemoryTier {
     Prepare prepare = Prepare::kAtStart;
     uint32_t num_mover_threads = 1;  // 1 to 64
     size_t inflight_max = 64;        // at least 1
+    MemoryHooks hooks;               // for devices that register memory
 
     // Errors: InvalidArgument naming the field, its value and what is valid.
     absl::Status Validate() const;

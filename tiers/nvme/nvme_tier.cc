@@ -247,10 +247,6 @@ void NvmeTier::FinishRead(uint64_t bytes, FileResult result, Done done) {
   done(std::move(result.status));
 }
 
-std::vector<PageId> NvmeTier::PagesOfCheapestSlab(PoolId pool) const {
-  return allocator_.PagesOfCheapestSlab(pool);
-}
-
 TierStats NvmeTier::stats() const {
   TierStats stats = stats_;
   stats.used_bytes = allocator_.used_bytes();

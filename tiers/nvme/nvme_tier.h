@@ -70,7 +70,6 @@ class NvmeTier final : public DurableTier {
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
             Done done) override;
-  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const override;
   uint64_t capacity_bytes() const override { return allocator_.capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return allocator_.FreeSlots(pool); }
   size_t inflight_max() const override { return options_.inflight_max; }

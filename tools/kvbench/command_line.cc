@@ -23,7 +23,7 @@ struct Parser {
   CLI::App app{"Measure the store against the ceilings of this machine.", "kvbench"};
 
   Parser() {
-    app.require_subcommand(1);
+    app.require_subcommand(0, 1);  // Finish() says which there are
     app.footer(kFooter);
     app.add_option("--json", settings.json_path, "write the figures there")->type_name("FILE");
     app.add_option("--plot", settings.plot_path, "draw them there")->type_name("FILE.svg");
@@ -99,6 +99,10 @@ void Default(T& value, T full, T quick, Effort effort) {
 
 absl::Status Finish(Parser& parser) {
   Settings& s = parser.settings;
+  if (s.suite.empty()) {
+    return absl::InvalidArgumentError(
+        "no suite is given; valid: store, index, nvme, ttft; see kvbench --help");
+  }
   s.effort = parser.is_quick ? Effort::kQuick : Effort::kFull;
   if (!parser.set_size.empty()) {
     ASSIGN_OR_RETURN(s.set_bytes, ParseBytes(parser.set_size));

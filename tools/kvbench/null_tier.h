@@ -25,9 +25,6 @@ class NullTier final : public tiers::DurableTier {
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
             Done done) override;
   std::optional<MutableRegion> Address(PageId page) override;
-  std::vector<PageId> PagesOfCheapestSlab(PoolId pool) const override {
-    return slots_.PagesOfCheapestSlab(pool);
-  }
   uint64_t capacity_bytes() const override { return slots_.capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return slots_.FreeSlots(pool); }
   size_t inflight_max() const override { return 1024; }

@@ -33,7 +33,8 @@ absl::StatusOr<Program> Program::Start(const std::vector<std::string>& arguments
   }
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);
-  constexpr int kFlags = O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC;
+  // Not O_CLOEXEC: the file is opened as the child's descriptor 1 or 2 itself, and must stay.
+  constexpr int kFlags = O_WRONLY | O_CREAT | O_APPEND;
   posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, output_path.c_str(), kFlags, 0600);
   posix_spawn_file_actions_addopen(&files, STDERR_FILENO, error_path.c_str(), kFlags, 0600);
   std::vector<char*> argv;

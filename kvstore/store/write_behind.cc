@@ -1,0 +1,102 @@
+#include "kvstore/store/write_behind.h"
+
+#include <utility>
+
+namespace kvstore::store {
+namespace {
+
+// A disk that is back gets 2,560 blocks a second of what it missed: at 1 MiB more than it writes,
+// and a disk that still fails is asked this often only.
+constexpr absl::Duration kRetryPause = absl::Milliseconds(100);
+constexpr size_t kBlocksARetry = 256;
+
+}  // namespace
+
+void WriteBehind::OnPublished(NodeId id, TierKind kind) {
+  if (!copies_.HasColderTier(kind) || copies_.HasColderCopy(id, kind)) return;
+  const tiers::Tier* colder = copies_.ColderTier(kind);
+  if (colder == nullptr) {
+    copies_.MarkUnwritable(id);
+    return ArmRetry();
+  }
+  if (!copies_.IsDirty(id, kind) || copies_.state(id, colder->kind()) != CopyState::kAbsent) return;
+  const policy::WriteMode mode =
+      colder->kind() == TierKind::kDram ? policy_.write_to_dram : policy_.write_to_nvme;
+  if (mode == policy::WriteMode::kBack) return KeepRoom(id, kind);
+  if (!Start(id, kind)) ++copies_.store_counters().skipped_writes;
+}
+
+bool WriteBehind::Start(NodeId id, TierKind kind) {
+  const tiers::Tier* colder = copies_.ColderTier(kind);
+  if (colder == nullptr) return false;
+  if (moves_.IsMovingTo(id, colder->kind())) return true;
+  // Failures are counted by the move.
+  moves_.Start(id, kind, colder->kind(), MovePurpose::kWriteBehind, [this](absl::Status status) {
+    if (!status.ok()) ArmRetry();
+  });
+  return moves_.IsMovingTo(id, colder->kind());
+}
+
+// Write-back: keeps some room ahead of need.
+void WriteBehind::KeepRoom(NodeId id, TierKind kind) {
+  const PoolId pool = copies_.PoolOf(id);
+  const tiers::Tier* tier = copies_.tier(kind);
+  const double slots = static_cast<double>(tier->capacity_bytes()) /
+                       static_cast<double>(copies_.IdentityOf(id).shape.slot_bytes());
+  const double free = static_cast<double>(tier->FreeSlots(pool));
+  if (free >= (1 - policy_.high_watermark) * slots) return;
+  copies_.WriteBackOldest(kind, pool,
+                          static_cast<uint64_t>((1 - policy_.low_watermark) * slots - free) + 1);
+}
+
+void WriteBehind::Flush(absl::AnyInvocable<void()> done) {
+  on_flushed_ = std::move(done);
+  next_to_flush_ = 0;
+  has_flushed_any_ = false;
+  OnIdle();
+}
+
+// Rounds over all blocks, as many at a time as the queue takes, until a round finds nothing. What
+// failed is not dirty any more, so that is sure to come.
+void WriteBehind::OnIdle() {
+  while (on_flushed_) {
+    StartDirty();
+    if (moves_.size() > 0) return;
+    if (!std::exchange(has_flushed_any_, false)) return std::exchange(on_flushed_, nullptr)();
+    next_to_flush_ = 0;
+  }
+}
+
+void WriteBehind::StartDirty() {
+  for (; next_to_flush_ < copies_.index().id_end(); ++next_to_flush_) {
+    const NodeId id = next_to_flush_;
+    if (!copies_.index().IsLive(id)) continue;
+    for (const TierKind kind : kAllTiers) {
+      if (!copies_.Has(kind) || !copies_.IsResident(id, kind) || !copies_.IsDirty(id, kind))
+        continue;
+      if (Start(id, kind)) {
+        has_flushed_any_ = true;
+      } else if (moves_.size() > 0) {
+        return;  // the queue is full
+      }
+    }
+  }
+}
+
+void WriteBehind::ArmRetry() {
+  if (is_retry_armed_ || !copies_.HasUnwritable()) return;
+  is_retry_armed_ = true;
+  executor_.PostAt(clock_.Now() + kRetryPause, [this] { Retry(); });
+}
+
+void WriteBehind::Retry() {
+  is_retry_armed_ = false;
+  for (const NodeId id : copies_.TakeUnwritable(kBlocksARetry)) {
+    for (const TierKind kind : kAllTiers) {
+      if (copies_.Has(kind) && copies_.IsResident(id, kind)) OnPublished(id, kind);
+    }
+  }
+  ArmRetry();
+}
+
+}  // namespace kvstore::store
