@@ -98,6 +98,8 @@ const char* TierName(Tier tier) {
   return "nvme";
 }
 
+HashChain Namespace::Chain() const { return HashChain(RootHash(fingerprint), spec.block_tokens); }
+
 std::vector<BlockHash> Namespace::Hash(std::span<const uint32_t> tokens) const {
   return HashBlocks(RootHash(fingerprint), tokens, spec.block_tokens);
 }
