@@ -63,11 +63,11 @@ void MemorySocketServer::Mailbox::Wake() {
     Log(LogLevel::kError, "cannot wake the memory socket thread");
 }
 
-MemorySocketServer::MemorySocketServer(const Options& options, AccessList access,
+MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable& access,
                                        store::Store& store, Executor& core, SessionTable& sessions,
                                        SlabExporter exporter, const Clock& clock)
     : options_(options),
-      access_(std::move(access)),
+      access_(access),
       store_(store),
       core_(core),
       sessions_(sessions),
@@ -128,6 +128,12 @@ void MemorySocketServer::Stop() {
   }
   while (!connections_.empty()) Close(connections_.begin()->first);
   listeners_.clear();
+}
+
+void MemorySocketServer::Recheck() {
+  absl::MutexLock lock(&mailbox_->mutex);
+  mailbox_->is_recheck_due = true;
+  mailbox_->Wake();
 }
 
 MemorySocketServer::Counters MemorySocketServer::counters() const {
@@ -197,10 +203,10 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
-  std::optional<Caller> caller = access_.CallerOf(peer.uid);
+  std::optional<Caller> caller = access_.Now()->CallerOf(peer.uid);
   if (!caller.has_value()) {
     if (counted_.refused++ % 1000 == 0) {
-      Log(LogLevel::kWarning, "session refused: uid is not in auth.allow_uids",
+      Log(LogLevel::kWarning, "session refused: this uid may not connect",
           {{"uid", peer.uid}, {"pid", peer.pid}});
     }
     return;
@@ -329,8 +335,10 @@ MemorySocketServer::Outcome MemorySocketServer::OnMapSlab(uint64_t key, Connecti
 void MemorySocketServer::DrainMailbox() {
   std::vector<Opened> opened;
   std::vector<Mapped> mapped;
+  bool is_recheck_due = false;
   {
     absl::MutexLock lock(&mailbox_->mutex);
+    is_recheck_due = std::exchange(mailbox_->is_recheck_due, false);
     uint64_t count = 0;
     // Fails when nobody woke us; then there is nothing to drain either.
     if (read(mailbox_->wake.get(), &count, sizeof count) != sizeof count) count = 0;
@@ -356,6 +364,16 @@ void MemorySocketServer::DrainMailbox() {
     if (it != connections_.end())
       go_on(result.connection, it->second, FinishMap(it->second, result.slab));
   }
+  if (is_recheck_due) DropUnlisted();
+}
+
+void MemorySocketServer::DropUnlisted() {
+  const std::shared_ptr<const AccessList> access = access_.Now();
+  std::vector<uint64_t> unlisted;
+  for (const auto& [key, connection] : connections_) {
+    if (access->CallerOf(*connection.caller.uid) != connection.caller) unlisted.push_back(key);
+  }
+  for (uint64_t key : unlisted) Close(key);
 }
 
 MemorySocketServer::Outcome MemorySocketServer::FinishOpen(
