@@ -19,6 +19,8 @@ namespace kvstore {
 
 inline constexpr uint32_t kMemorySocketVersion = 2;
 inline constexpr char kMemorySocketSuffix[] = ".mem";
+// The admin service listens beside it too, on a gRPC socket of its own.
+inline constexpr char kAdminSocketSuffix[] = ".admin";
 
 enum class MemoryRequestKind : uint32_t { kHello = 1, kMapSlab = 2, kAcquire = 3, kRelease = 4 };
 enum class MemoryReplyCode : uint32_t {

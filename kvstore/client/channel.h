@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -33,10 +34,26 @@ struct Target {
 // Errors: InvalidArgument naming the text and what is valid.
 absl::StatusOr<Target> ParseTarget(std::string_view text);
 
+// Where the Admin calls of the daemon at `target` are served, unless its server.admin says
+// otherwise: "unix:PATH.admin". Errors: InvalidArgument, bad target; PermissionDenied, a tcp
+// target, where there is no Admin service.
+absl::StatusOr<std::string> AdminTarget(std::string_view target);
+
+// PEM files of a client's identity on tcp targets: its certificate with chain, its key, and the
+// authorities whose servers it trusts. Read again when they change: what connects later uses them.
+struct TlsFiles {
+  std::string cert;
+  std::string key;
+  std::string ca;
+};
+
 // A channel of its own connection (nothing is shared with other channels of the process), which
 // reconnects with a backoff of 100 ms to 1 s. Does not wait for the daemon. Make stubs of it with
-// `v1::Admin::NewStub(channel)`. Errors: InvalidArgument, bad target.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(std::string_view target);
+// `v1::KvStore::NewStub(channel)`. With `tls` the server's certificate must bear the target's HOST
+// (DNS name or IP address). Errors: InvalidArgument, bad target, or `tls` with a unix one; errno's,
+// a file of `tls` cannot be read.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> MakeChannel(
+    std::string_view target, const std::optional<TlsFiles>& tls = std::nullopt);
 
 // The same code and message; codes are numbered alike.
 absl::Status FromGrpc(const grpc::Status& status);

@@ -32,6 +32,7 @@
 #include "kvstore/base/namespace_spec.h"
 #include "kvstore/base/page_id.h"
 #include "kvstore/base/page_trailer.h"
+#include "kvstore/client/channel.h"
 
 namespace kvstore::client {
 
@@ -43,6 +44,7 @@ const char* TierName(Tier tier);
 struct ClientOptions {
   std::string target;  // "unix:PATH" or "tcp:HOST:PORT" (no shared memory there)
   std::string tenant;  // empty: the caller's own
+  std::optional<TlsFiles> tls = std::nullopt;        // of a tcp target
   MemoryAccess access = MemoryAccess::kReadWrite;    // read-only clients cannot Reserve
   absl::Duration deadline = absl::Seconds(2);        // of a call that names none
   absl::Duration bulk_deadline = absl::Seconds(60);  // of inline Put and Get
@@ -168,7 +170,7 @@ struct GetResult {
 
 class Client {
  public:
-  // Errors: InvalidArgument, bad target. Does not wait for the daemon.
+  // Errors: as MakeChannel(). Does not wait for the daemon.
   static absl::StatusOr<std::unique_ptr<Client>> Create(ClientOptions options);
   ~Client();  // cancels what is in flight; its `done` callbacks run with Cancelled before this
               // returns

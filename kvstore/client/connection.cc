@@ -41,7 +41,7 @@ Connection::Connection(ClientOptions options, Target target)
 absl::StatusOr<std::shared_ptr<Connection>> Connection::Create(ClientOptions options) {
   ASSIGN_OR_RETURN(Target target, ParseTarget(options.target));
   std::shared_ptr<Connection> made(new Connection(std::move(options), std::move(target)));
-  ASSIGN_OR_RETURN(made->channel_, MakeChannel(made->options_.target));
+  ASSIGN_OR_RETURN(made->channel_, MakeChannel(made->options_.target, made->options_.tls));
   made->stub_ = v1::KvStore::NewStub(made->channel_);
   if (!made->target_.is_unix) return made;
   made->wake_.Reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));

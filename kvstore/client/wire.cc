@@ -48,11 +48,11 @@ absl::StatusOr<Namespace> ReadNamespace(const v1::OpenNamespaceResponse& respons
   spec.context_size = in.context_size();
   spec.tenant = in.tenant();
   spec.salt = in.salt();
-  ns.fingerprint = spec.ComputeFingerprint();
-  const bool is_same = response.fingerprint().size() == Fingerprint::kBytes &&
-                       std::memcmp(ns.fingerprint.bytes.data(), response.fingerprint().data(),
-                                   Fingerprint::kBytes) == 0;
-  if (is_same) return ns;
+  if (response.fingerprint().size() == Fingerprint::kBytes) {
+    std::memcpy(ns.fingerprint.bytes.data(), response.fingerprint().data(), Fingerprint::kBytes);
+    // With a tenant's salt, which clients are not told, it cannot be computed here.
+    if (response.has_tenant_salt() || ns.fingerprint == spec.ComputeFingerprint()) return ns;
+  }
   return absl::FailedPreconditionError(
       "the daemon's fingerprint of this namespace is not ours: client and daemon differ in "
       "version");

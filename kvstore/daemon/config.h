@@ -29,10 +29,14 @@ enum class HugePages { kAuto, kOff };
 struct Config {
   struct Server {
     std::vector<std::string> listen;
+    std::string admin;      // unix:PATH; empty: beside each unix listener
+    bool insecure = false;  // loopback TCP without TLS
     uint64_t sessions_max = 1024;
   } server;
   struct Auth {
-    std::vector<uid_t> allow_uids;  // beside our own uid and root
+    std::vector<uid_t> allow_uids;                 // beside our own uid and root
+    std::string tenants;                           // file; empty: none
+    std::string tls_cert, tls_key, tls_client_ca;  // files; empty: no TLS
   } auth;
   struct Gpu {
     std::string device;  // empty: no GPU tier

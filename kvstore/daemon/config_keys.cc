@@ -158,6 +158,21 @@ ConfigKey WriteModeKey(std::string_view name, kvstore::policy::WriteMode Config:
               }};
 }
 
+template <auto Section, auto Field>
+ConfigKey FileKey(std::string_view name, std::string_view default_text, std::string_view meaning) {
+  return {.name = name,
+          .type = "path",
+          .default_text = default_text,
+          .valid = "an absolute path",
+          .meaning = meaning,
+          .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+            if (!v[0].starts_with('/')) return absl::InvalidArgumentError("not an absolute path");
+            (c->*Section).*Field = v[0];
+            return absl::OkStatus();
+          },
+          .print = [](const Config& c) { return (c.*Section).*Field; }};
+}
+
 // A text that is one of a few.
 template <auto Section, auto Field>
 ConfigKey NameKey(std::string_view name, std::string_view default_text, std::string_view valid,
@@ -182,13 +197,43 @@ void AddServerKeys(std::vector<ConfigKey>* keys) {
        .type = "list of addresses",
        .default_text =
            "unix:$XDG_RUNTIME_DIR/kvstore/kvstored.sock (root: unix:/run/kvstore/kvstored.sock)",
-       .valid = "unix:PATH, tcp:HOST:PORT with a loopback HOST; 1 to 8 of them",
+       .valid = "unix:PATH, tcp:HOST:PORT with a numeric HOST; 1 to 8 of them; tcp needs "
+                "auth.tls_cert or server.insecure",
        .meaning = "where clients connect; the memory socket is beside each unix one, PATH.mem",
        .is_list = true,
        .parse = ParseListen,
        .print = [](const Config& c) { return absl::StrJoin(c.server.listen, ","); }});
+  keys->push_back({.name = "server.admin",
+                   .type = "address",
+                   .default_text = "PATH.admin beside each unix listener",
+                   .valid = "unix:PATH",
+                   .meaning = "where the Admin calls of kvctl are served, to our own uid and root",
+                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+                     if (!v[0].starts_with("unix:") || v[0].size() == 5)
+                       return absl::InvalidArgumentError("not unix:PATH");
+                     c->server.admin = v[0];
+                     return absl::OkStatus();
+                   },
+                   .print = [](const Config& c) { return c.server.admin; }});
+  keys->push_back(
+      {.name = "server.insecure",
+       .type = "name",
+       .default_text = "false",
+       .valid = "true, false",
+       .meaning =
+           "true: tcp listeners on loopback addresses serve every local process, without TLS, "
+           "as tenant default",
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         if (v[0] != "true" && v[0] != "false") return absl::InvalidArgumentError("no such name");
+         c->server.insecure = v[0] == "true";
+         return absl::OkStatus();
+       },
+       .print = [](const Config& c) { return c.server.insecure ? "true" : "false"; }});
   keys->push_back(IntegerKey<&Config::server, &Config::Server::sessions_max>(
       "server.sessions_max", "1024", "1 to 65536", "shared-memory sessions at a time", {1, 65536}));
+}
+
+void AddAuthKeys(std::vector<ConfigKey>* keys) {
   keys->push_back({.name = "auth.allow_uids",
                    .type = "list of uids",
                    .default_text = "(none)",
@@ -197,6 +242,18 @@ void AddServerKeys(std::vector<ConfigKey>* keys) {
                    .is_list = true,
                    .parse = ParseUids,
                    .print = [](const Config& c) { return absl::StrJoin(c.auth.allow_uids, ","); }});
+  keys->push_back(FileKey<&Config::auth, &Config::Auth::tenants>(
+      "auth.tenants", "(none)",
+      "TOML file of tenants: their uids, certificate names, salt and quota. Nobody else may "
+      "connect. SIGHUP reads it again"));
+  keys->push_back(FileKey<&Config::auth, &Config::Auth::tls_cert>(
+      "auth.tls_cert", "(no TLS)",
+      "PEM certificate chain of the tcp listeners. SIGHUP reads it again, and the next two"));
+  keys->push_back(FileKey<&Config::auth, &Config::Auth::tls_key>(
+      "auth.tls_key", "(no TLS)", "PEM private key of auth.tls_cert; ours, mode 0400 or 0600"));
+  keys->push_back(FileKey<&Config::auth, &Config::Auth::tls_client_ca>(
+      "auth.tls_client_ca", "(no TLS)",
+      "PEM certificates of the authorities whose client certificates are accepted"));
 }
 
 void AddTierKeys(std::vector<ConfigKey>* keys) {
@@ -315,12 +372,45 @@ void AddLogKeys(std::vector<ConfigKey>* keys) {
        .print = [](const Config& c) { return std::string(LogFormatName(c.log.format)); }});
 }
 
+// What says who may connect must say it once, and completely.
+absl::Status CheckAccess(const Config& config) {
+  const Config::Auth& auth = config.auth;
+  const bool has_tls =
+      !auth.tls_cert.empty() || !auth.tls_key.empty() || !auth.tls_client_ca.empty();
+  if (has_tls && (auth.tls_cert.empty() || auth.tls_key.empty() || auth.tls_client_ca.empty())) {
+    return absl::InvalidArgumentError(
+        "TLS needs all of auth.tls_cert, auth.tls_key and auth.tls_client_ca");
+  }
+  if (has_tls && auth.tenants.empty()) {
+    return absl::InvalidArgumentError(
+        "auth.tls_cert is set but auth.tenants is not: without it no certificate has a tenant");
+  }
+  if (!auth.tenants.empty() && !auth.allow_uids.empty()) {
+    return absl::InvalidArgumentError(
+        "auth.tenants and auth.allow_uids are both set; list the uids in the tenants file");
+  }
+  if (config.server.insecure && (has_tls || !auth.tenants.empty())) {
+    return absl::InvalidArgumentError(
+        "server.insecure lets every local process in; it goes with neither auth.tls_cert nor "
+        "auth.tenants");
+  }
+  for (const std::string& address : config.server.listen) {
+    if (has_tls || config.server.insecure || !address.starts_with("tcp:")) continue;
+    return absl::InvalidArgumentError(absl::StrCat(
+        "server.listen: ", address,
+        " has no TLS; set auth.tls_cert, auth.tls_key, auth.tls_client_ca and auth.tenants, or "
+        "server.insecure=true, which serves loopback addresses only"));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::span<const ConfigKey> ConfigKeys() {
   static const std::vector<ConfigKey>* const keys = [] {
     auto* made = new std::vector<ConfigKey>;
     AddServerKeys(made);
+    AddAuthKeys(made);
     AddTierKeys(made);
     AddPolicyKeys(made);
     AddTimeKeys(made);
@@ -344,6 +434,7 @@ void ApplyMachineDefaults(const Machine& machine, Config* config) {
 }
 
 absl::Status CheckConfig(const Config& config) {
+  RETURN_IF_ERROR(CheckAccess(config));
   if (!config.gpu.device.empty() && config.gpu.bytes == 0) {
     return absl::InvalidArgumentError(
         "tier.gpu.device is set but tier.gpu.bytes is not; e.g. tier.gpu.bytes=1GiB");

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -56,7 +57,21 @@ store::StoreOptions StoreOptionsOf(const Config& config) {
   return options;
 }
 
+service::TlsFiles TlsFilesOf(const Config& config) {
+  return {.cert = config.auth.tls_cert,
+          .key = config.auth.tls_key,
+          .client_ca = config.auth.tls_client_ca};
+}
+
 }  // namespace
+
+absl::Status CheckFiles(const Config& config) {
+  if (!config.auth.tenants.empty())
+    RETURN_IF_ERROR(service::LoadTenantsFile(config.auth.tenants).status());
+  if (!config.auth.tls_cert.empty())
+    RETURN_IF_ERROR(service::TlsContext::Load(TlsFilesOf(config)).status());
+  return absl::OkStatus();
+}
 
 struct Daemon::State {
   explicit State(LoadedConfig loaded) : config(loaded.config), values(std::move(loaded.values)) {}
@@ -66,6 +81,7 @@ struct Daemon::State {
   absl::Status OpenService();
   service::ServiceOptions FitToFileLimit(service::ServiceOptions options);
   std::vector<std::string> Degraded();
+  void NoteReload(const std::string& what, const absl::Status& status);
   std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
   void LogStart();
 
@@ -73,6 +89,8 @@ struct Daemon::State {
   absl::Mutex mutex;
   std::vector<ConfigValue> values ABSL_GUARDED_BY(mutex);
   std::vector<std::string> degraded ABSL_GUARDED_BY(mutex);  // known since start; tiers add theirs
+  // Of the last reload, by what was reloaded.
+  std::map<std::string, std::string> reload_errors ABSL_GUARDED_BY(mutex);
   MonotonicClock clock;
   std::unique_ptr<EventLoop> core;
   std::unique_ptr<tiers::GpuTier> gpu;
@@ -132,9 +150,11 @@ service::ServiceOptions Daemon::State::FitToFileLimit(service::ServiceOptions op
   const uint64_t limit = RaiseFileLimit();
   const uint64_t used = CountOpenFiles() + kSpareFiles + (nvme != nullptr ? kSpareFilesNvme : 0);
   const uint64_t available = limit > used ? limit - used : 0;
-  if (options.connections_max + options.sessions_max <= available) return options;
-  options.connections_max =
-      std::min<uint64_t>(options.connections_max, std::max<uint64_t>(available / 2, 1));
+  // With TLS there are as many connections more, and each takes three descriptors.
+  const uint64_t files_each = options.tls == nullptr ? 1 : 4;
+  if (options.connections_max * files_each + options.sessions_max <= available) return options;
+  options.connections_max = std::min<uint64_t>(options.connections_max,
+                                               std::max<uint64_t>(available / 2 / files_each, 1));
   options.sessions_max =
       std::min<uint64_t>(options.sessions_max, std::max<uint64_t>(available / 2, 1));
   absl::MutexLock lock(&mutex);
@@ -147,8 +167,15 @@ service::ServiceOptions Daemon::State::FitToFileLimit(service::ServiceOptions op
 absl::Status Daemon::State::OpenService() {
   service::ServiceOptions options;
   options.listen = config.server.listen;
+  options.admin = config.server.admin;
   options.own_uid = geteuid();
   options.allow_uids = config.auth.allow_uids;
+  if (!config.auth.tenants.empty()) {
+    ASSIGN_OR_RETURN(options.tenants, service::LoadTenantsFile(config.auth.tenants));
+  }
+  if (!config.auth.tls_cert.empty()) {
+    ASSIGN_OR_RETURN(options.tls, service::TlsContext::Load(TlsFilesOf(config)));
+  }
   options.sessions_max = config.server.sessions_max;
   options.call_deadline = config.limits.call_deadline;
   options.bulk_deadline = config.limits.bulk_deadline;
@@ -160,7 +187,7 @@ absl::Status Daemon::State::OpenService() {
   options.connections_max = config.limits.connections;
   options.connections_per_uid_max = config.limits.connections_per_uid;
   for (const std::string& address : options.listen) {
-    if (!address.starts_with("tcp:")) continue;
+    if (!address.starts_with("tcp:") || !config.server.insecure) continue;
     absl::MutexLock lock(&mutex);
     degraded.push_back(absl::StrCat(
         address, " has no authentication: every local process may act for tenant 'default'"));
@@ -190,7 +217,25 @@ absl::Status Daemon::State::OpenService() {
 
 std::vector<std::string> Daemon::State::Degraded() {
   absl::MutexLock lock(&mutex);
-  return degraded;
+  std::vector<std::string> lines = degraded;
+  for (const auto& [what, error] : reload_errors)
+    lines.push_back(absl::StrCat(what, " not reloaded, the old content stays: ", error));
+  return lines;
+}
+
+void Daemon::State::NoteReload(const std::string& what, const absl::Status& status) {
+  if (status.ok()) {
+    Log(LogLevel::kInfo, "reloaded", {{"what", what}});
+  } else {
+    Log(LogLevel::kError, "not reloaded, the old content stays",
+        {{"what", what}, {"status", status}});
+  }
+  absl::MutexLock lock(&mutex);
+  if (status.ok()) {
+    reload_errors.erase(what);
+  } else {
+    reload_errors[what] = std::string(status.message());
+  }
 }
 
 std::vector<service::DaemonFacts::ConfigRow> Daemon::State::ConfigRows() {
@@ -254,6 +299,22 @@ void Daemon::Reload(const LoadedConfig& fresh) {
   Log(LogLevel::kInfo, "configuration reloaded",
       {{"changed", absl::StrJoin(change.live, ",")},
        {"needs_restart", absl::StrJoin(change.needs_restart, ",")}});
+}
+
+void Daemon::ReloadAccess() {
+  State& state = *state_;
+  if (!state.config.auth.tenants.empty()) {
+    absl::StatusOr<std::vector<service::TenantRule>> tenants =
+        service::LoadTenantsFile(state.config.auth.tenants);
+    absl::Status reloaded = tenants.status();
+    if (tenants.ok()) reloaded = state.service->ReloadTenants(*std::move(tenants));
+    state.NoteReload("tenants file", reloaded);
+  }
+  if (state.config.auth.tls_cert.empty()) return;
+  absl::StatusOr<std::shared_ptr<const service::TlsContext>> tls =
+      service::TlsContext::Load(TlsFilesOf(state.config));
+  if (tls.ok()) state.service->ReloadTls(*tls);
+  state.NoteReload("certificates", tls.status());
 }
 
 absl::Status Daemon::Stop(absl::Duration drain_time) {

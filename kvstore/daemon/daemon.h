@@ -21,6 +21,10 @@ namespace kvstore::daemon {
 // What --version prints after the program's name.
 std::string VersionText();
 
+// Reads the files that `config` names and that decide who may connect. For --check-config.
+// Errors: as the loaders of kvstore/service give them, with the file's name.
+absl::Status CheckFiles(const Config& config);
+
 class Daemon {
  public:
   // Opens tiers and sockets and begins to serve; recovery goes on in the background.
@@ -30,6 +34,9 @@ class Daemon {
 
   // Takes over the keys that can change while running; names the others in the log.
   void Reload(const LoadedConfig& fresh);
+  // Reads the tenants file and the certificates again. What is wrong with one is logged and shown
+  // as degraded until a later reload succeeds; its old content stays.
+  void ReloadAccess();
   // Drains for at most `drain_time`, then ends everything. Returns what was not finished in time,
   // OK if nothing.
   absl::Status Stop(absl::Duration drain_time);

@@ -30,12 +30,14 @@ constexpr char kFooter[] =
     "  kvstored --set tier.dram.bytes=16GiB --set tier.nvme.dirs=/var/lib/kvstore --set "
     "tier.nvme.bytes=200GiB\n"
     "  kvstored --config /etc/kvstore/kvstored.toml --check-config\n"
-    "\nSIGTERM drains and exits 0 within 10 s. SIGHUP reads the configuration again.\n"
+    "\nSIGTERM drains and exits 0 within 10 s. SIGHUP reads the configuration, the tenants file\n"
+    "and the certificates again.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\nKeys:\n";
 
 struct Arguments {
   std::optional<std::string> config_file;
   std::vector<std::string> sets;
+  bool is_insecure = false;
   bool check_config = false;
 };
 
@@ -63,6 +65,8 @@ sigset_t BlockSignals() {
 }
 
 void ReloadFrom(const Arguments& arguments, const Machine& machine, Daemon* daemon) {
+  // Also when the configuration is wrong: taking access away must not wait for that.
+  daemon->ReloadAccess();
   absl::StatusOr<LoadedConfig> fresh = LoadConfig(arguments.config_file, arguments.sets, machine);
   if (fresh.ok()) return daemon->Reload(*fresh);
   Log(LogLevel::kError, "configuration not reloaded, the old one stays",
@@ -110,6 +114,8 @@ int Main(int argc, char** argv) {
       ->expected(1)
       ->allow_extra_args(false)
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
+  app.add_flag("--insecure", arguments.is_insecure,
+               "short for --set server.insecure=true: loopback TCP without TLS");
   app.add_flag("--check-config", arguments.check_config,
                "print every effective value and where it comes from, and exit");
   app.set_version_flag("--version", "kvstored " + VersionText());
@@ -119,6 +125,7 @@ int Main(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : kExitBadConfig;
   }
+  if (arguments.is_insecure) arguments.sets.push_back("server.insecure=true");
   const Machine machine = LookAtMachine();
   absl::StatusOr<LoadedConfig> loaded = LoadConfig(arguments.config_file, arguments.sets, machine);
   if (!loaded.ok()) {
@@ -127,7 +134,10 @@ int Main(int argc, char** argv) {
   }
   if (arguments.check_config) {
     PrintConfig(*loaded);
-    return 0;
+    const absl::Status files = CheckFiles(loaded->config);
+    if (files.ok()) return 0;
+    std::cerr << "kvstored: " << files.message() << "\n";
+    return kExitBadConfig;
   }
   return Serve(arguments, machine, *std::move(loaded));
 }

@@ -24,7 +24,7 @@ absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServ
                                      request.ByteSizeLong(), CallerKeyOf(caller)));
   ASSIGN_OR_RETURN(SessionRecord session, SessionOf(scope_));
   session_ = session.id;
-  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_()));
+  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   BlockKeys blocks;
   ASSIGN_OR_RETURN(blocks.hashes, ReadHashes(request.hashes()));
   if (scope_.server_deadline.has_value()) {

@@ -1,5 +1,5 @@
-// The admin service (proto/kvstore/v1/admin.proto). Only for the daemon's own uid and root: for
-// everyone else each call ends with PERMISSION_DENIED.
+// The admin service (proto/kvstore/v1/admin.proto). It is served on the admin socket only, whose
+// door lets in nobody but the daemon's own uid and root.
 //
 // Threads: thread-safe; as KvStoreService.
 #pragma once
@@ -15,7 +15,7 @@ namespace kvstore::service {
 
 class AdminService final : public v1::Admin::CallbackService {
  public:
-  // `parts` and `facts` outlive the service.
+  // `parts` and `facts` outlive the service. `caller`: the daemon's own uid.
   AdminService(const CallParts& parts, const DaemonFacts& facts, Caller caller)
       : parts_(parts), facts_(facts), caller_(std::move(caller)) {}
 

@@ -2,6 +2,7 @@
 
 #include <chrono>
 
+#include "absl/hash/hash.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/service/translate.h"
 
@@ -37,7 +38,10 @@ std::optional<absl::Duration> ServerDeadline(const CallParts& parts,
 }  // namespace
 
 CallGate::CallerKey CallerKeyOf(const Caller& caller) {
-  return caller.uid.has_value() ? int64_t{*caller.uid} : -1;
+  if (caller.uid.has_value()) return int64_t{*caller.uid};
+  if (caller.way == Caller::Way::kLoopback) return -1;
+  // All certificates of a tenant together, below the reserved keys.
+  return -3 - static_cast<int64_t>(absl::Hash<std::string>()(caller.home_tenant) >> 2);
 }
 
 absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller,
@@ -55,6 +59,7 @@ absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller
     }
     scope.tenant = scope.session->tenant;
   }
+  scope.salt = parts.access.Now()->SaltOf(scope.tenant);
   scope.server_deadline = ServerDeadline(parts, context, kind);
   return scope;
 }

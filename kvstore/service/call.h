@@ -25,6 +25,7 @@
 #include "absl/time/time.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
+#include "kvstore/service/access_list.h"
 #include "kvstore/service/call_gate.h"
 #include "kvstore/service/caller.h"
 #include "kvstore/service/edge_pool.h"
@@ -40,6 +41,7 @@ struct CallParts {
   EdgePool& edges;
   CallGate& gate;
   SessionTable& sessions;
+  const AccessTable& access;
   const Clock& clock;
   absl::Duration call_deadline;  // of calls that carry none
   absl::Duration bulk_deadline;  // of Put, Get, Acquire, Verify that carry none
@@ -53,6 +55,7 @@ enum class CallKind { kControl, kBulk };
 
 struct CallScope {
   std::string tenant;  // of the session, else the one named in metadata, else the caller's own
+  std::string salt;    // of that tenant, if the tenants file sets one
   std::optional<SessionRecord> session;
   // When the server itself must end the call: set if gRPC will not, because the client gave no
   // deadline or one beyond kDeadlineMax.

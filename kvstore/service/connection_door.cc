@@ -35,10 +35,10 @@ uint64_t InodeOf(int fd) {
 
 }  // namespace
 
-ConnectionDoor::ConnectionDoor(const Options& options, AccessList access, const Clock& clock,
-                               HandOver hand_over)
+ConnectionDoor::ConnectionDoor(const Options& options, const AccessTable& access,
+                               const Clock& clock, HandOver hand_over)
     : options_(options),
-      access_(std::move(access)),
+      access_(access),
       clock_(clock),
       hand_over_(std::move(hand_over)),
       next_key_(kFirstConnectionKey) {}
@@ -62,7 +62,7 @@ absl::Status ConnectionDoor::Start() {
       return absl::ErrnoToStatus(errno, "accept loop");
   }
   thread_ = std::thread([this] { Run(); });
-  pthread_setname_np(thread_.native_handle(), "kv-door");
+  pthread_setname_np(thread_.native_handle(), options_.thread_name);
   return absl::OkStatus();
 }
 
@@ -154,10 +154,10 @@ void ConnectionDoor::Enter(UniqueFd fd, bool is_unix) {
     ucred peer{};
     socklen_t length = sizeof peer;
     if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
-    caller = access_.CallerOf(peer.uid);
+    caller = access_.Now()->CallerOf(peer.uid);
     if (!caller.has_value()) {
       if (counted_.refused_uid++ % 1000 == 0) {
-        Log(LogLevel::kWarning, "connection refused: uid is not in auth.allow_uids",
+        Log(LogLevel::kWarning, "connection refused: this uid may not connect",
             {{"uid", peer.uid}, {"pid", peer.pid}, {"refused_so_far", counted_.refused_uid}});
       }
       return;

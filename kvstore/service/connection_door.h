@@ -32,7 +32,7 @@
 #include "absl/time/time.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/unique_fd.h"
-#include "kvstore/service/caller.h"
+#include "kvstore/service/access_list.h"
 #include "kvstore/service/listening_socket.h"
 
 namespace kvstore::service {
@@ -40,6 +40,7 @@ namespace kvstore::service {
 class ConnectionDoor {
  public:
   struct Options {
+    const char* thread_name = "kv-door";  // at most 15 bytes
     size_t connections_max = 512;
     size_t connections_per_uid_max = 256;
     absl::Duration handshake_time = absl::Seconds(5);
@@ -47,7 +48,9 @@ class ConnectionDoor {
   // Runs on the door's thread; takes the non-blocking descriptor.
   using HandOver = std::function<void(UniqueFd connection, const Caller& caller)>;
 
-  ConnectionDoor(const Options& options, AccessList access, const Clock& clock, HandOver hand_over);
+  // `access` outlives the door.
+  ConnectionDoor(const Options& options, const AccessTable& access, const Clock& clock,
+                 HandOver hand_over);
   ~ConnectionDoor();  // Stop()
 
   // Before Start().
@@ -59,7 +62,7 @@ class ConnectionDoor {
 
   struct Counters {
     uint64_t accepted = 0;
-    uint64_t refused_uid = 0;        // not allowed
+    uint64_t refused_uid = 0;        // not in the access list
     uint64_t refused_cap = 0;        // connections_max, connections_per_uid_max
     uint64_t refused_fds = 0;        // no file descriptor was left
     uint64_t refused_handshake = 0;  // silent, hung up, or not HTTP/2
@@ -94,7 +97,7 @@ class ConnectionDoor {
   void PublishCounters() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Options options_;
-  const AccessList access_;
+  const AccessTable& access_;
   const Clock& clock_;
   const HandOver hand_over_;
 

@@ -24,7 +24,7 @@ absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerCo
                               const v1::GetRequest& request) {
   ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
                                      request.ByteSizeLong() + kPieceBytesMax, CallerKeyOf(caller)));
-  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_()));
+  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(request.hashes(), request.tokens()));
   if (scope_.server_deadline.has_value()) {
     edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,

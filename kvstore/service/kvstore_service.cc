@@ -18,14 +18,20 @@ constexpr int kBadBlocksMax = 1024;
 
 using UnaryCallPtr = std::shared_ptr<UnaryCall>;
 
+// `scope`: of the call that asked.
 void WriteNamespace(const store::Store::OpenedNamespace& ns, const std::string& name,
-                    absl::Duration lease_time, v1::OpenNamespaceResponse* out) {
+                    const CallScope& scope, absl::Duration lease_time,
+                    v1::OpenNamespaceResponse* out) {
   out->set_fingerprint(ns.fingerprint.bytes.data(), ns.fingerprint.bytes.size());
   out->set_page_bytes(ns.spec.shape.page_bytes());
   out->set_slot_bytes(ns.spec.shape.slot_bytes());
   out->set_name(name.empty() ? ns.fingerprint.Hex() : name);
   out->set_lease_ms(static_cast<uint32_t>(absl::ToInt64Milliseconds(lease_time)));
   WriteSpec(ns.spec, out->mutable_spec());
+  if (scope.salt.empty()) return;
+  // The operator's, not the client's: it is told that there is one, not which.
+  out->mutable_spec()->clear_salt();
+  out->set_has_tenant_salt(true);
 }
 
 // What a Reserve asks for, checked.
@@ -37,9 +43,10 @@ struct ReservePlan {
   tiers::TierKind tier{};
 };
 
-absl::StatusOr<ReservePlan> ReadReserve(const v1::ReserveRequest& request) {
+absl::StatusOr<ReservePlan> ReadReserve(const v1::ReserveRequest& request,
+                                        const std::string& salt) {
   ReservePlan plan;
-  ASSIGN_OR_RETURN(plan.ns, ReadNamespaceRef(request.namespace_()));
+  ASSIGN_OR_RETURN(plan.ns, ReadNamespaceRef(request.namespace_(), salt));
   ASSIGN_OR_RETURN(plan.parent, ReadParent(request.parent()));
   ASSIGN_OR_RETURN(plan.hashes, ReadHashes(request.hashes()));
   ASSIGN_OR_RETURN(plan.tier, ReadTier(request.tier()));
@@ -130,15 +137,24 @@ grpc::ServerUnaryReactor* KvStoreService::OpenNamespace(Context* context,
   if (!request->name().empty()) REFUSE_IF_ERROR(CheckNamespaceName(request->name()));
   absl::StatusOr<NamespaceSpec> spec = ReadSpec(request->spec(), std::move(tenant));
   REFUSE_IF_ERROR(spec.status());
+  // Of the tenant that is acted for, which an owner may name in the spec alone.
+  entered->salt = parts_.access.Now()->SaltOf(spec->tenant);
+  if (!entered->salt.empty()) {
+    if (!spec->salt.empty()) {
+      return UnaryCall::Refuse(absl::InvalidArgumentError(
+          "spec.salt: the tenants file sets this tenant's salt; leave it empty"));
+    }
+    spec->salt = entered->salt;
+  }
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore(
       [&parts = parts_, call, response, spec = *std::move(spec), name = request->name()]() mutable {
         if (call->is_cancelled()) return;
         parts.store.OpenNamespace(
-            spec, name,
+            spec, StoredName(name, call->scope().salt),
             [&parts, call, response, name](absl::StatusOr<store::Store::OpenedNamespace> ns) {
-              call->End(ns.status(), [&parts, response, name, ns] {
-                WriteNamespace(*ns, name, parts.lease_time, response);
+              call->End(ns.status(), [&parts, call, response, name, ns] {
+                WriteNamespace(*ns, name, call->scope(), parts.lease_time, response);
               });
             });
       });
@@ -149,14 +165,14 @@ grpc::ServerUnaryReactor* KvStoreService::FindNamespace(Context* context,
                                                         const v1::FindNamespaceRequest* request,
                                                         v1::OpenNamespaceResponse* response) {
   ENTER_UNARY(CallKind::kControl, request);
-  absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_());
+  absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_(), entered->salt);
   REFUSE_IF_ERROR(key.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore([&parts = parts_, call, response, key = *std::move(key)] {
     absl::StatusOr<store::Store::OpenedNamespace> ns =
         service::FindNamespace(parts.store, call->scope().tenant, key);
-    call->End(ns.status(), [&parts, response, ns, name = key.name] {
-      WriteNamespace(*ns, name, parts.lease_time, response);
+    call->End(ns.status(), [&parts, call, response, ns, name = key.name] {
+      WriteNamespace(*ns, name, call->scope(), parts.lease_time, response);
     });
   });
   return call.get();
@@ -165,7 +181,7 @@ grpc::ServerUnaryReactor* KvStoreService::FindNamespace(Context* context,
 grpc::ServerUnaryReactor* KvStoreService::Match(Context* context, const v1::MatchRequest* request,
                                                 v1::MatchResponse* response) {
   ENTER_UNARY(CallKind::kControl, request);
-  absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_());
+  absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_(), entered->salt);
   REFUSE_IF_ERROR(key.status());
   absl::StatusOr<BlockKeys> blocks = ReadBlockKeys(request->hashes(), request->tokens());
   REFUSE_IF_ERROR(blocks.status());
@@ -242,7 +258,7 @@ grpc::ServerUnaryReactor* KvStoreService::Reserve(Context* context,
     return UnaryCall::Refuse(
         absl::FailedPreconditionError("the session is read-only: it cannot reserve"));
   }
-  absl::StatusOr<ReservePlan> plan = ReadReserve(*request);
+  absl::StatusOr<ReservePlan> plan = ReadReserve(*request, entered->salt);
   REFUSE_IF_ERROR(plan.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore([&parts = parts_, call, response, session = session->id,
@@ -309,7 +325,7 @@ grpc::ServerWriteReactor<v1::GetResponse>* KvStoreService::Get(Context* context,
 grpc::ServerUnaryReactor* KvStoreService::Clear(Context* context, const v1::ClearRequest* request,
                                                 v1::ClearResponse* response) {
   ENTER_UNARY(CallKind::kControl, request);
-  absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_());
+  absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_(), entered->salt);
   REFUSE_IF_ERROR(key.status());
   UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
   call->PostToCore([&parts = parts_, call, response, key = *std::move(key)] {

@@ -113,12 +113,14 @@ absl::Status RemoveStale(const std::string& path, const sockaddr_un& address, So
 absl::Status NotLoopback(const std::string& address) {
   return absl::InvalidArgumentError(
       absl::StrCat("tcp:", address,
-                   ": not a loopback address. Without TLS, which this version does not have, TCP "
-                   "is served on loopback only; valid: ",
-                   "127.0.0.0/8, [::1] or localhost with a port"));
+                   ": not a loopback address. Without TLS (auth.tls_cert) TCP is served on "
+                   "loopback only, also with server.insecure; valid: 127.0.0.0/8, [::1] or "
+                   "localhost with a port"));
 }
 
-absl::StatusOr<std::pair<sockaddr_storage, socklen_t>> LoopbackAddress(const std::string& address) {
+absl::StatusOr<std::pair<sockaddr_storage, socklen_t>> TcpAddress(const std::string& address,
+                                                                  TcpReach reach) {
+  const bool is_any = reach == TcpReach::kAnywhere;
   const size_t colon = address.rfind(':');
   if (colon == std::string::npos)
     return absl::InvalidArgumentError(absl::StrCat("tcp:", address, ": no port"));
@@ -136,19 +138,21 @@ absl::StatusOr<std::pair<sockaddr_storage, socklen_t>> LoopbackAddress(const std
   sockaddr_storage storage{};
   auto* v4 = reinterpret_cast<sockaddr_in*>(&storage);
   if (inet_pton(AF_INET, host.c_str(), &v4->sin_addr) == 1) {
-    if ((ntohl(v4->sin_addr.s_addr) >> 24) != 127) return NotLoopback(address);
+    if (!is_any && (ntohl(v4->sin_addr.s_addr) >> 24) != 127) return NotLoopback(address);
     v4->sin_family = AF_INET;
     v4->sin_port = htons(port);
     return std::pair(storage, socklen_t{sizeof *v4});
   }
   auto* v6 = reinterpret_cast<sockaddr_in6*>(&storage);
   if (inet_pton(AF_INET6, host.c_str(), &v6->sin6_addr) == 1 &&
-      IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr)) {
+      (is_any || IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr))) {
     v6->sin6_family = AF_INET6;
     v6->sin6_port = htons(port);
     return std::pair(storage, socklen_t{sizeof *v6});
   }
-  return NotLoopback(address);
+  if (!is_any) return NotLoopback(address);
+  return absl::InvalidArgumentError(
+      absl::StrCat("tcp:", address, ": the host is not a numeric address"));
 }
 
 }  // namespace
@@ -191,8 +195,9 @@ absl::StatusOr<ListeningSocket> ListeningSocket::BindUnix(const std::string& pat
   return made;
 }
 
-absl::StatusOr<ListeningSocket> ListeningSocket::BindTcp(const std::string& address) {
-  ASSIGN_OR_RETURN(auto resolved, LoopbackAddress(address));
+absl::StatusOr<ListeningSocket> ListeningSocket::BindTcp(const std::string& address,
+                                                         TcpReach reach) {
+  ASSIGN_OR_RETURN(auto resolved, TcpAddress(address, reach));
   ListeningSocket made;
   made.fd_.Reset(socket(resolved.first.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!made.fd_.is_open()) return ErrnoStatus("socket");

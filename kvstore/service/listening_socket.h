@@ -4,7 +4,7 @@
 // Unix sockets: the folder is made 0700 (0750 where other uids may connect), the socket 0600
 // (0660). A lock file beside it (PATH.lock) tells a live daemon from a socket that a dead one left;
 // only the holder of the lock removes such a socket. A path that is something else than a socket,
-// or a folder that others may write to, is refused. TCP: loopback addresses only.
+// or a folder that others may write to, is refused. TCP without TLS: loopback addresses only.
 //
 // Externally synchronised.
 #pragma once
@@ -23,6 +23,7 @@
 namespace kvstore::service {
 
 enum class SocketAudience { kOwnerOnly, kGroup };  // who may reach the socket file
+enum class TcpReach { kLoopback, kAnywhere };      // which addresses may be bound
 enum class SocketType { kStream, kSeqPacket };
 
 // The lock on a socket path, held while the daemon lives.
@@ -48,9 +49,9 @@ class ListeningSocket {
   static absl::StatusOr<ListeningSocket> BindUnix(const std::string& path, SocketType type,
                                                   SocketAudience audience,
                                                   const SocketPathLock& lock);
-  // `address` is HOST:PORT. Errors: InvalidArgument, not a numeric loopback address or "localhost";
-  // errno's.
-  static absl::StatusOr<ListeningSocket> BindTcp(const std::string& address);
+  // `address` is HOST:PORT. Errors: InvalidArgument, not a numeric address or "localhost", or
+  // beyond `reach`; errno's.
+  static absl::StatusOr<ListeningSocket> BindTcp(const std::string& address, TcpReach reach);
   ListeningSocket(ListeningSocket&&) = default;
   ListeningSocket& operator=(ListeningSocket&&) = default;
   ~ListeningSocket();  // closes it and removes the socket file

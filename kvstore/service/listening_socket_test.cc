@@ -101,16 +101,19 @@ TEST_F(UnixListener, WithoutDescriptorsConnectionsAreShedAndLaterOnesAccepted) {
 }
 
 TEST(TcpListener, OnlyLoopbackAddressesAreBound) {
-  EXPECT_TRUE(ListeningSocket::BindTcp("127.0.0.1:0").ok());
-  EXPECT_TRUE(ListeningSocket::BindTcp("127.8.9.10:0").ok());
-  EXPECT_TRUE(ListeningSocket::BindTcp("localhost:0").ok());
+  EXPECT_TRUE(ListeningSocket::BindTcp("127.0.0.1:0", TcpReach::kLoopback).ok());
+  EXPECT_TRUE(ListeningSocket::BindTcp("127.8.9.10:0", TcpReach::kLoopback).ok());
+  EXPECT_TRUE(ListeningSocket::BindTcp("localhost:0", TcpReach::kLoopback).ok());
   for (const char* address : {"0.0.0.0:0", "[::]:0", "192.168.0.1:0", "1270.0.0.1:0",
                               "example.com:0", "[::ffff:8.8.8.8]:0"}) {
-    EXPECT_EQ(ListeningSocket::BindTcp(address).status().code(), absl::StatusCode::kInvalidArgument)
+    EXPECT_EQ(ListeningSocket::BindTcp(address, TcpReach::kLoopback).status().code(),
+              absl::StatusCode::kInvalidArgument)
         << address;
   }
-  EXPECT_FALSE(ListeningSocket::BindTcp("127.0.0.1").ok());
-  EXPECT_FALSE(ListeningSocket::BindTcp("127.0.0.1:99999").ok());
+  EXPECT_FALSE(ListeningSocket::BindTcp("127.0.0.1", TcpReach::kLoopback).ok());
+  EXPECT_FALSE(ListeningSocket::BindTcp("127.0.0.1:99999", TcpReach::kLoopback).ok());
+  EXPECT_TRUE(ListeningSocket::BindTcp("0.0.0.0:0", TcpReach::kAnywhere).ok());
+  EXPECT_FALSE(ListeningSocket::BindTcp("example.com:0", TcpReach::kAnywhere).ok());
 }
 
 }  // namespace

@@ -40,10 +40,10 @@ std::optional<std::string> FieldText(const std::array<char, 64>& field) {
 }
 
 AcquireReply AcquireInPlace(store::Store& store, SessionId session, std::string_view tenant,
-                            const AcquirePacket& request) {
+                            std::string_view salt, const AcquirePacket& request) {
   AcquireReply reply{.code = MemoryReplyCode::kUseCall, .lease = 0, .blocks = {}};
   const auto ns = store.FindNamespace(tenant, request.fingerprint);
-  if (!ns.ok()) return reply;
+  if (!ns.ok() || (!salt.empty() && ns->spec.salt != salt)) return reply;
   const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu,
                                       .must_be_readable = true};
   store.Acquire(session, ns->id, request.hashes, options, [&](const store::AcquireUpdate& update) {

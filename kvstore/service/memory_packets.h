@@ -35,7 +35,8 @@ std::optional<Message> MessageOf(std::span<const std::byte> packet) {
 std::optional<std::string> FieldText(const std::array<char, 64>& field);
 
 // On the core. kUseCall for a prefix of which a block has to come up first, and for every error.
+// `salt`: of the tenant, see NamespaceKey.
 AcquireReply AcquireInPlace(store::Store& store, SessionId session, std::string_view tenant,
-                            const AcquirePacket& request);
+                            std::string_view salt, const AcquirePacket& request);
 
 }  // namespace kvstore::service

@@ -48,11 +48,11 @@ void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
   (void)answer(nullptr);
 }
 
-MemorySocketServer::MemorySocketServer(const Options& options, AccessList access,
+MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable& access,
                                        store::Store& store, Executor& core, SessionTable& sessions,
                                        SlabExporter exporter, const Clock& clock)
     : options_(options),
-      access_(std::move(access)),
+      access_(access),
       store_(store),
       core_(core),
       sessions_(sessions),
@@ -110,6 +110,12 @@ void MemorySocketServer::Stop() {
   for (auto& [key, answer] : answers) (void)answer(nullptr);
   while (!connections_.empty()) Close(connections_.begin()->first);
   listeners_.clear();
+}
+
+void MemorySocketServer::Recheck() {
+  absl::MutexLock lock(&mailbox_->mutex);
+  mailbox_->is_recheck_due = true;
+  mailbox_->Wake();
 }
 
 MemorySocketServer::Counters MemorySocketServer::counters() const {
@@ -179,10 +185,10 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
-  std::optional<Caller> caller = access_.CallerOf(peer.uid);
+  std::optional<Caller> caller = access_.Now()->CallerOf(peer.uid);
   if (!caller.has_value()) {
     if (counted_.refused++ % 1000 == 0) {
-      Log(LogLevel::kWarning, "session refused: uid is not in auth.allow_uids",
+      Log(LogLevel::kWarning, "session refused: this uid may not connect",
           {{"uid", peer.uid}, {"pid", peer.pid}});
     }
     return;
@@ -331,15 +337,17 @@ MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connecti
       sizeof(AcquireReplyHeader) + request->hashes.size() * kAcquireReplyBytesPerBlock <=
       connection.packet_bytes_max;
   connection.is_waiting_for_core =
-      fits && core_.TryPost([mailbox = mailbox_, &store = store_, key, session = connection.session,
-                             tenant = connection.tenant, request = *std::move(request)] {
-        mailbox->Put(
-            key, [reply = AcquireInPlace(store, session, tenant, request)](Connection* asking) {
-              if (asking == nullptr) return Outcome::kClose;
-              return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
-                         ? Outcome::kKeep
-                         : Outcome::kClose;
-            });
+      fits &&
+      core_.TryPost([mailbox = mailbox_, &store = store_, key, session = connection.session,
+                     tenant = connection.tenant, salt = access_.Now()->SaltOf(connection.tenant),
+                     request = *std::move(request)] {
+        mailbox->Put(key, [reply = AcquireInPlace(store, session, tenant, salt, request)](
+                              Connection* asking) {
+          if (asking == nullptr) return Outcome::kClose;
+          return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
+                     ? Outcome::kKeep
+                     : Outcome::kClose;
+        });
       });
   if (connection.is_waiting_for_core) return Outcome::kKeep;
   const AcquireReply refusal{.code = MemoryReplyCode::kUseCall, .lease = 0, .blocks = {}};
@@ -366,8 +374,10 @@ MemorySocketServer::Outcome MemorySocketServer::OnRelease(uint64_t key, Connecti
 
 void MemorySocketServer::DrainMailbox() {
   std::vector<std::pair<uint64_t, Answer>> answers;
+  bool is_recheck_due = false;
   {
     absl::MutexLock lock(&mailbox_->mutex);
+    is_recheck_due = std::exchange(mailbox_->is_recheck_due, false);
     uint64_t count = 0;
     // Fails when nobody woke us; then there is nothing to drain either.
     if (read(mailbox_->wake.get(), &count, sizeof count) != sizeof count) count = 0;
@@ -386,6 +396,16 @@ void MemorySocketServer::DrainMailbox() {
     it->second.is_waiting_for_core = false;
     if (std::exchange(it->second.is_muted, false)) Listen(key, it->second, EPOLLIN | EPOLLRDHUP);
   }
+  if (is_recheck_due) DropUnlisted();
+}
+
+void MemorySocketServer::DropUnlisted() {
+  const std::shared_ptr<const AccessList> access = access_.Now();
+  std::vector<uint64_t> unlisted;
+  for (const auto& [key, connection] : connections_) {
+    if (access->CallerOf(*connection.caller.uid) != connection.caller) unlisted.push_back(key);
+  }
+  for (uint64_t key : unlisted) Close(key);
 }
 
 MemorySocketServer::Outcome MemorySocketServer::FinishOpen(

@@ -36,7 +36,7 @@
 #include "kvstore/base/executor.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
-#include "kvstore/service/caller.h"
+#include "kvstore/service/access_list.h"
 #include "kvstore/service/listening_socket.h"
 #include "kvstore/service/session_table.h"
 #include "kvstore/store/store.h"
@@ -62,13 +62,18 @@ class MemorySocketServer {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t incarnation = 0;
   };
-  // `store`, `core` and `sessions` outlive the server; the core still runs when Stop() is called.
-  MemorySocketServer(const Options& options, AccessList access, store::Store& store, Executor& core,
-                     SessionTable& sessions, SlabExporter exporter, const Clock& clock);
+  // `access`, `store`, `core` and `sessions` outlive the server; the core still runs when Stop() is
+  // called.
+  MemorySocketServer(const Options& options, const AccessTable& access, store::Store& store,
+                     Executor& core, SessionTable& sessions, SlabExporter exporter,
+                     const Clock& clock);
   ~MemorySocketServer();  // Stop()
 
   void AddListener(ListeningSocket socket);  // before Start()
   absl::Status Start();
+  // The access list has changed: ends, soon, the connections of those who may no longer connect or
+  // are somebody else now.
+  void Recheck();
   // Closes all connections and with them their sessions. Idempotent.
   void Stop();
 
@@ -106,6 +111,7 @@ class MemorySocketServer {
     bool is_closed ABSL_GUARDED_BY(mutex) = false;
     std::vector<std::pair<uint64_t, Answer>> answers ABSL_GUARDED_BY(mutex);  // by connection
     UniqueFd wake ABSL_GUARDED_BY(mutex);
+    bool is_recheck_due ABSL_GUARDED_BY(mutex) = false;
     void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
     void Put(uint64_t connection, Answer answer) ABSL_LOCKS_EXCLUDED(mutex);
   };
@@ -127,10 +133,11 @@ class MemorySocketServer {
   void CloseSession(SessionId session);
   void Close(uint64_t key);
   void DropSilent();
+  void DropUnlisted();
   int PollTimeoutMs() const;
 
   const Options options_;
-  const AccessList access_;
+  const AccessTable& access_;
   store::Store& store_;
   Executor& core_;
   SessionTable& sessions_;

@@ -77,7 +77,7 @@ void PutCall::OnMessage(bool ok) {
 
 absl::Status PutCall::OnHeader(const v1::PutRequest::Header& header) {
   RETURN_IF_ERROR(scope_.ticket.Grow(header.ByteSizeLong()));
-  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(header.namespace_()));
+  ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(header.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(header.hashes(), header.tokens()));
   const bool is_posted = parts_.core.TryPost(
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {

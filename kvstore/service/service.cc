@@ -1,102 +1,44 @@
 #include "kvstore/service/service.h"
 
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
-#include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
-#include <grpcpp/resource_quota.h>
-#include <grpcpp/server_posix.h>
-
 #include <atomic>
 #include <chrono>
-#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kvstore/base/log.h"
+#include "kvstore/base/memory_socket.h"
 #include "kvstore/base/status_macros.h"
+#include "kvstore/service/access_list.h"
 #include "kvstore/service/admin_service.h"
 #include "kvstore/service/edge_pool.h"
-#include "kvstore/service/kvstore_service.h"
-#include "kvstore/service/translate.h"
+#include "kvstore/service/grpc_server.h"
+#include "kvstore/service/identity_servers.h"
+#include "kvstore/service/tls_door.h"
+#include "kvstore/service/tls_pump.h"
 
 namespace kvstore::service {
 namespace {
 
-constexpr int kStreamsPerConnectionMax = 256;
-constexpr int kHeaderBytesMax = 8 << 10;
-constexpr int kKeepaliveMs = 20'000;         // a peer that does not answer a ping ...
-constexpr int kKeepaliveTimeoutMs = 10'000;  // ... for this long is gone
-constexpr int kPingIntervalMinMs = 5'000;    // clients that ping more often are told to go away
-// A request of 8,192 hashes in one flight: the default window of 64 KiB makes an Acquire of 2,048
-// blocks wait for the other side twice.
-constexpr int kWindowBytes = 512 << 10;
-constexpr int kFrameBytes = 256 << 10;
-constexpr int kReadChunkBytes = 64 << 10;
 constexpr size_t kGrpcMemoryBytes = size_t{256} << 20;
-constexpr int kReflectionThreadsMax =
-    8;  // its streams take a thread each, on all servers together 4 a server
+constexpr size_t kAdminConnectionsMax = 64;
 
-// One identity and what it may talk to.
-struct IdentityServer {
-  IdentityServer(const CallParts& parts, const DaemonFacts& facts, const Caller& who)
-      : caller(who), data(parts, who), admin(parts, facts, who) {}
-  const Caller caller;
-  KvStoreService data;
-  AdminService admin;
-  std::unique_ptr<grpc::Server> server;
-};
-
-void RegisterGlobalPlugins() {
-  static const bool is_done = [] {
-    grpc::EnableDefaultHealthCheckService(true);
-    grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-    return true;
-  }();
-  (void)is_done;
-}
-
-absl::Status StartServer(IdentityServer* identity, const grpc::ResourceQuota& quota) {
-  grpc::ServerBuilder builder;
-  builder.RegisterService(&identity->data);
-  builder.RegisterService(&identity->admin);
-  builder.SetMaxReceiveMessageSize(kMessageBytesMax);
-  builder.SetMaxSendMessageSize(kMessageBytesMax);
-  builder.SetResourceQuota(quota);
-  // Reflection is gRPC's own synchronous service: few threads, and none that wakes without work.
-  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::NUM_CQS, 1);
-  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::MAX_POLLERS, 1);
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, kWindowBytes);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_FRAME_SIZE, kFrameBytes);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-  builder.AddChannelArgument(GRPC_ARG_TCP_READ_CHUNK_SIZE, kReadChunkBytes);
-  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kHeaderBytesMax);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
-                             kPingIntervalMinMs);
-  identity->server = builder.BuildAndStart();
-  if (identity->server == nullptr) return absl::InternalError("gRPC server did not start");
-  return absl::OkStatus();
-}
-
-// Listeners of both kinds, bound.
+// All listeners, bound.
 struct Listeners {
   std::vector<SocketPathLock> locks;
   std::vector<ListeningSocket> streams;
   std::vector<ListeningSocket> memory;
-  bool has_tcp = false;
+  std::vector<ListeningSocket> admin;
+  std::vector<ListeningSocket> tls;
+  bool has_plain_tcp = false;
 };
 
-absl::StatusOr<Listeners> BindAll(const std::vector<std::string>& addresses,
-                                  SocketAudience audience) {
+absl::StatusOr<Listeners> BindData(const ServiceOptions& options, SocketAudience audience) {
   Listeners bound;
-  for (const std::string& address : addresses) {
+  for (const std::string& address : options.listen) {
     if (address.starts_with("tcp:")) {
-      ASSIGN_OR_RETURN(ListeningSocket socket, ListeningSocket::BindTcp(address.substr(4)));
-      bound.streams.push_back(std::move(socket));
-      bound.has_tcp = true;
+      const TcpReach reach = options.tls == nullptr ? TcpReach::kLoopback : TcpReach::kAnywhere;
+      ASSIGN_OR_RETURN(ListeningSocket socket, ListeningSocket::BindTcp(address.substr(4), reach));
+      (options.tls == nullptr ? bound.streams : bound.tls).push_back(std::move(socket));
+      bound.has_plain_tcp |= options.tls == nullptr;
       continue;
     }
     if (!address.starts_with("unix:"))
@@ -117,6 +59,36 @@ absl::StatusOr<Listeners> BindAll(const std::vector<std::string>& addresses,
   return bound;
 }
 
+// Ours alone, whoever may reach the other sockets.
+absl::Status BindAdmin(const ServiceOptions& options, Listeners* bound) {
+  if (!options.admin.empty()) {
+    const std::string path = options.admin.substr(5);
+    ASSIGN_OR_RETURN(SocketPathLock lock, SocketPathLock::Take(path, SocketAudience::kOwnerOnly));
+    ASSIGN_OR_RETURN(
+        ListeningSocket socket,
+        ListeningSocket::BindUnix(path, SocketType::kStream, SocketAudience::kOwnerOnly, lock));
+    bound->locks.push_back(std::move(lock));
+    bound->admin.push_back(std::move(socket));
+    return absl::OkStatus();
+  }
+  size_t unix_listeners = 0;
+  for (const std::string& address : options.listen) {
+    if (!address.starts_with("unix:")) continue;
+    // The lock on the listener's path covers this one too.
+    ASSIGN_OR_RETURN(
+        ListeningSocket socket,
+        ListeningSocket::BindUnix(address.substr(5) + kAdminSocketSuffix, SocketType::kStream,
+                                  SocketAudience::kOwnerOnly, bound->locks[unix_listeners++]));
+    bound->admin.push_back(std::move(socket));
+  }
+  return absl::OkStatus();
+}
+
+AccessList AccessOf(const ServiceOptions& options) {
+  return options.tenants.has_value() ? AccessList(options.own_uid, *options.tenants)
+                                     : AccessList(options.own_uid, options.allow_uids);
+}
+
 }  // namespace
 
 struct Service::State {
@@ -126,36 +98,100 @@ struct Service::State {
         gate(o.calls),
         edges(o.edge_threads, clock),
         facts(std::move(f)),
+        access(AccessOf(o)),
+        admin_access(AccessList(o.own_uid, std::vector<uid_t>())),
         parts{.store = store,
               .core = core,
               .edges = edges,
               .gate = gate,
               .sessions = sessions,
+              .access = access,
               .clock = clock,
               .call_deadline = o.call_deadline,
               .bulk_deadline = o.bulk_deadline,
               .lease_time = o.lease_time},
-        access(o.own_uid, o.allow_uids) {}
+        admin(parts, facts, *admin_access.Now()->CallerOf(o.own_uid)),
+        quota("kvstored"),
+        identities(parts, quota) {
+    quota.Resize(kGrpcMemoryBytes);
+  }
 
   void FillFacts();
-  absl::Status StartServers(bool has_tcp);
-  void HandOver(UniqueFd connection, const Caller& caller);
-  grpc::Server* ServerOf(const Caller& caller);
+  void MakeDoors(SlabExporter exporter, store::Store& store, Executor& core, const Clock& clock);
+  void TakeListeners(Listeners bound);
+  std::vector<Caller> Callers() const;
 
   const ServiceOptions options;
   CallGate gate;
   SessionTable sessions;
   EdgePool edges;
   DaemonFacts facts;
+  AccessTable access;
+  const AccessTable admin_access;  // nobody but the owners
   const CallParts parts;
-  const AccessList access;
+  AdminService admin;
   std::atomic<bool> is_draining{false};
   bool is_stopped = false;
-  std::vector<std::unique_ptr<IdentityServer>> identities;
+  bool has_plain_tcp = false;
+  grpc::ResourceQuota quota;
+  IdentityServers identities;
+  std::unique_ptr<grpc::Server> admin_server;
   std::vector<SocketPathLock> locks;  // let go after the sockets are removed
   std::unique_ptr<MemorySocketServer> memory;
   std::unique_ptr<ConnectionDoor> door;
+  // A door of its own: floods at the other one cannot keep the operator out.
+  std::unique_ptr<ConnectionDoor> admin_door;
+  std::unique_ptr<TlsPump> tls_pump;  // null without TLS; before the door, which passes on to it
+  std::unique_ptr<TlsDoor> tls_door;
 };
+
+void Service::State::MakeDoors(SlabExporter exporter, store::Store& store, Executor& core,
+                               const Clock& clock) {
+  const auto hand_over = [this](UniqueFd fd, const Caller& caller) {
+    identities.HandOver(std::move(fd), caller);
+  };
+  memory = std::make_unique<MemorySocketServer>(
+      MemorySocketServer::Options{.connections_max = options.sessions_max,
+                                  .connections_per_uid_max = options.sessions_max,
+                                  .handshake_time = options.handshake_time,
+                                  .incarnation = facts.incarnation},
+      access, store, core, sessions, std::move(exporter), clock);
+  door = std::make_unique<ConnectionDoor>(
+      ConnectionDoor::Options{.connections_max = options.connections_max,
+                              .connections_per_uid_max = options.connections_per_uid_max,
+                              .handshake_time = options.handshake_time},
+      access, clock, hand_over);
+  admin_door = std::make_unique<ConnectionDoor>(
+      ConnectionDoor::Options{.thread_name = "kv-admin",
+                              .connections_max = kAdminConnectionsMax,
+                              .connections_per_uid_max = kAdminConnectionsMax,
+                              .handshake_time = options.handshake_time},
+      admin_access, clock,
+      [this](UniqueFd fd, const Caller&) { AddConnection(*admin_server, std::move(fd)); });
+  if (options.tls == nullptr) return;
+  tls_pump = std::make_unique<TlsPump>(
+      TlsPump::Options{.connections_max = options.connections_max,
+                       .connections_per_tenant_max = options.connections_per_uid_max},
+      access, options.tls, clock, hand_over);
+  tls_door = std::make_unique<TlsDoor>(TlsDoor::Options{.handshake_time = options.handshake_time},
+                                       options.tls, clock,
+                                       [this](TlsPeer peer) { tls_pump->Add(std::move(peer)); });
+}
+
+void Service::State::TakeListeners(Listeners bound) {
+  locks = std::move(bound.locks);
+  has_plain_tcp = bound.has_plain_tcp;
+  for (ListeningSocket& socket : bound.memory) memory->AddListener(std::move(socket));
+  for (ListeningSocket& socket : bound.streams) door->AddListener(std::move(socket));
+  for (ListeningSocket& socket : bound.admin) admin_door->AddListener(std::move(socket));
+  for (ListeningSocket& socket : bound.tls) tls_door->AddListener(std::move(socket));
+}
+
+std::vector<Caller> Service::State::Callers() const {
+  std::vector<Caller> callers = access.Now()->Callers();
+  if (has_plain_tcp) callers.push_back(AccessList::LoopbackCaller());
+  return callers;
+}
 
 void Service::State::FillFacts() {
   facts.is_draining = [this] { return is_draining.load(std::memory_order_relaxed); };
@@ -163,7 +199,7 @@ void Service::State::FillFacts() {
     const ConnectionDoor::Counters d = door->counters();
     const MemorySocketServer::Counters m = memory->counters();
     const CallGate::Counters g = gate.counters();
-    return std::vector<std::pair<std::string, uint64_t>>{
+    std::vector<std::pair<std::string, uint64_t>> rows = {
         {"connections", d.connections},
         {"connections_accepted", d.accepted},
         {"connections_refused_uid", d.refused_uid},
@@ -175,40 +211,19 @@ void Service::State::FillFacts() {
         {"memory_malformed", m.malformed},
         {"calls_in_progress", g.calls},
         {"calls_refused", g.refused_calls}};
+    if (tls_door == nullptr) return rows;
+    const TlsDoor::Counters t = tls_door->counters();
+    const TlsPump::Counters p = tls_pump->counters();
+    rows.insert(rows.end(), {{"tls_connections", p.connections},
+                             {"tls_accepted", t.accepted},
+                             {"tls_handshakes", t.handshakes},
+                             {"tls_refused_handshake", t.refused_handshake},
+                             {"tls_refused_fds", t.refused_fds},
+                             {"tls_refused_name", p.refused_name},
+                             {"tls_refused_cap", p.refused_cap},
+                             {"tls_ended_by_reload", p.ended_by_reload}});
+    return rows;
   };
-}
-
-absl::Status Service::State::StartServers(bool has_tcp) {
-  RegisterGlobalPlugins();
-  std::vector<Caller> callers = {*access.CallerOf(options.own_uid)};
-  for (uid_t uid : options.allow_uids) {
-    Caller caller = *access.CallerOf(uid);
-    if (!caller.is_admin()) callers.push_back(std::move(caller));
-  }
-  if (has_tcp) callers.push_back(AccessList::LoopbackCaller());
-  grpc::ResourceQuota quota("kvstored");
-  quota.Resize(kGrpcMemoryBytes);
-  quota.SetMaxThreads(static_cast<int>(callers.size()) * 2 + kReflectionThreadsMax);
-  for (const Caller& caller : callers) {
-    identities.push_back(std::make_unique<IdentityServer>(parts, facts, caller));
-    RETURN_IF_ERROR(StartServer(identities.back().get(), quota));
-  }
-  return absl::OkStatus();
-}
-
-grpc::Server* Service::State::ServerOf(const Caller& caller) {
-  for (const auto& identity : identities) {
-    const bool is_same =
-        caller.is_admin() ? identity->caller.is_admin() : identity->caller.uid == caller.uid;
-    if (is_same) return identity->server.get();
-  }
-  return nullptr;
-}
-
-void Service::State::HandOver(UniqueFd connection, const Caller& caller) {
-  // Every caller that the door lets in has a server; without one the connection is closed.
-  if (grpc::Server* server = ServerOf(caller))
-    grpc::AddInsecureChannelFromFd(server, connection.Take());
 }
 
 Service::Service(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -218,51 +233,69 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
                                                          store::Store& store, Executor& core,
                                                          SlabExporter exporter, DaemonFacts facts,
                                                          const Clock& clock) {
-  const SocketAudience audience =
-      options.allow_uids.empty() ? SocketAudience::kOwnerOnly : SocketAudience::kGroup;
-  ASSIGN_OR_RETURN(Listeners bound, BindAll(options.listen, audience));
   auto state = std::make_unique<State>(options, store, core, std::move(facts), clock);
   State* raw = state.get();
-  raw->locks = std::move(bound.locks);
-  raw->memory = std::make_unique<MemorySocketServer>(
-      MemorySocketServer::Options{.connections_max = options.sessions_max,
-                                  .connections_per_uid_max = options.sessions_max,
-                                  .handshake_time = options.handshake_time,
-                                  .incarnation = raw->facts.incarnation},
-      raw->access, store, core, raw->sessions, std::move(exporter), clock);
-  raw->door = std::make_unique<ConnectionDoor>(
-      ConnectionDoor::Options{.connections_max = options.connections_max,
-                              .connections_per_uid_max = options.connections_per_uid_max,
-                              .handshake_time = options.handshake_time},
-      raw->access, clock,
-      [raw](UniqueFd fd, const Caller& caller) { raw->HandOver(std::move(fd), caller); });
-  for (ListeningSocket& socket : bound.memory) raw->memory->AddListener(std::move(socket));
-  for (ListeningSocket& socket : bound.streams) raw->door->AddListener(std::move(socket));
+  const SocketAudience audience =
+      raw->access.Now()->allows_others() ? SocketAudience::kGroup : SocketAudience::kOwnerOnly;
+  ASSIGN_OR_RETURN(Listeners bound, BindData(options, audience));
+  RETURN_IF_ERROR(BindAdmin(options, &bound));
+  raw->MakeDoors(std::move(exporter), store, core, clock);
+  raw->TakeListeners(std::move(bound));
   raw->FillFacts();
-  RETURN_IF_ERROR(raw->StartServers(bound.has_tcp));
+  RETURN_IF_ERROR(raw->identities.Update(raw->Callers()));
+  ASSIGN_OR_RETURN(raw->admin_server, StartGrpcServer({&raw->admin}, raw->quota));
   return std::unique_ptr<Service>(new Service(std::move(state)));
 }
 
 absl::Status Service::Start() {
   RETURN_IF_ERROR(state_->memory->Start());
+  // Before the others: who can connect can also be looked at.
+  RETURN_IF_ERROR(state_->admin_door->Start());
+  if (state_->tls_door != nullptr) {
+    RETURN_IF_ERROR(state_->tls_pump->Start());
+    RETURN_IF_ERROR(state_->tls_door->Start());
+  }
   return state_->door->Start();
+}
+
+absl::Status Service::ReloadTenants(std::vector<TenantRule> tenants) {
+  State& state = *state_;
+  // The list first: nobody comes in by the old one while servers are being ended. Whom a door has
+  // in hand under the old list finds no server.
+  const std::shared_ptr<const AccessList> before = state.access.Now();
+  state.access.Set(AccessList(state.options.own_uid, std::move(tenants)));
+  if (absl::Status updated = state.identities.Update(state.Callers()); !updated.ok()) {
+    state.access.Set(*before);
+    return updated;
+  }
+  state.memory->Recheck();
+  if (state.tls_pump != nullptr) state.tls_pump->Recheck();
+  return absl::OkStatus();
+}
+
+void Service::ReloadTls(std::shared_ptr<const TlsContext> tls) {
+  state_->tls_door->SetContext(tls);
+  state_->tls_pump->SetContext(std::move(tls));
+  state_->tls_pump->Recheck();
 }
 
 void Service::SetDraining() {
   state_->is_draining.store(true, std::memory_order_relaxed);
-  for (const auto& identity : state_->identities) {
-    if (auto* health = identity->server->GetHealthCheckService()) health->SetServingStatus(false);
-  }
+  state_->identities.SetDraining();
+  SetNotServing(*state_->admin_server);
 }
 
 void Service::Stop(absl::Duration grace) {
   if (state_->is_stopped) return;
   state_->is_stopped = true;
   state_->door->Stop();
+  state_->admin_door->Stop();
+  if (state_->tls_door != nullptr) state_->tls_door->Stop();
   const auto deadline = std::chrono::system_clock::now() + absl::ToChronoMilliseconds(grace);
-  for (const auto& identity : state_->identities) {
-    if (identity->server != nullptr) identity->server->Shutdown(deadline);
-  }
+  state_->identities.Shutdown(deadline);
+  if (state_->admin_server != nullptr) state_->admin_server->Shutdown(deadline);
+  // After the servers: what they answered within their grace is on its way through it.
+  if (state_->tls_pump != nullptr) state_->tls_pump->Stop();
   state_->memory->Stop();
   state_->edges.Stop();
 }

@@ -1,5 +1,5 @@
-// The daemon's whole network side: listeners, the two doors, a gRPC server for each identity, edge
-// threads.
+// The daemon's whole network side: listeners, the doors, a gRPC server for each identity, the admin
+// server on a socket of its own, edge threads.
 //
 // Start-up order: Create() binds and locks the socket paths, Start() lets clients in. Shut-down:
 // SetDraining(), then Stop(), then the core and the store may go, then this object (closures on the
@@ -12,6 +12,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -25,14 +26,22 @@
 #include "kvstore/service/connection_door.h"
 #include "kvstore/service/daemon_facts.h"
 #include "kvstore/service/memory_socket_server.h"
+#include "kvstore/service/tenants.h"
+#include "kvstore/service/tls_context.h"
 #include "kvstore/store/store.h"
 
 namespace kvstore::service {
 
 struct ServiceOptions {
-  std::vector<std::string> listen;  // unix:PATH, tcp:HOST:PORT (loopback)
+  std::vector<std::string> listen;  // unix:PATH, tcp:HOST:PORT
+  // unix:PATH of the admin socket; empty: PATH.admin beside each unix listener.
+  std::string admin;
   uid_t own_uid = 0;
   std::vector<uid_t> allow_uids;
+  // Instead of allow_uids: who the tenants file lists.
+  std::optional<std::vector<TenantRule>> tenants;
+  // Of the tcp listeners; null: none, and they must be on loopback.
+  std::shared_ptr<const TlsContext> tls;
   size_t sessions_max = 1024;
   absl::Duration call_deadline = absl::Seconds(2);
   absl::Duration bulk_deadline = absl::Seconds(60);
@@ -56,6 +65,14 @@ class Service {
   ~Service();  // Stop()
 
   absl::Status Start();
+  // Takes over the tenants file's new content: who is no longer listed, or acts for another tenant
+  // now, loses its connections, sessions and calls in progress before this returns (sessions: soon
+  // after); the others notice nothing. Requires: options.tenants was set. One thread at a time.
+  // Errors: Internal, gRPC; then nothing has changed.
+  absl::Status ReloadTenants(std::vector<TenantRule> tenants);
+  // For handshakes from now on. Connections whose certificate it does not accept end soon.
+  // Requires: options.tls was set.
+  void ReloadTls(std::shared_ptr<const TlsContext> tls);
   // Health turns to NOT_SERVING, status to draining; calls are still served.
   void SetDraining();
   // Ends all connections and sessions; calls in progress get `grace` to finish. The core must still

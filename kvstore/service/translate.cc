@@ -1,11 +1,14 @@
 #include "kvstore/service/translate.h"
 
 #include <grpcpp/support/status.h>
+#include <openssl/sha.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/block_hasher.h"
 #include "kvstore/base/log.h"
@@ -106,8 +109,19 @@ absl::Status CheckNamespaceName(std::string_view name) {
                                                  " without control characters"));
 }
 
-absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref) {
+std::string StoredName(const std::string& name, const std::string& salt) {
+  constexpr size_t kDigestBytes = 4;  // tells the few salts of one tenant apart
+  if (name.empty() || salt.empty()) return name;
+  std::array<unsigned char, SHA256_DIGEST_LENGTH> digest;
+  SHA256(reinterpret_cast<const unsigned char*>(salt.data()), salt.size(), digest.data());
+  const std::string_view head(reinterpret_cast<const char*>(digest.data()), kDigestBytes);
+  return absl::StrCat(name, "@", absl::BytesToHexString(AbslView(head)));
+}
+
+absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref,
+                                              const std::string& salt) {
   NamespaceKey key;
+  key.salt = salt;
   if (ref.fingerprint().empty() == ref.name().empty()) {
     return absl::InvalidArgumentError("namespace: give exactly one of fingerprint and name");
   }
@@ -128,8 +142,13 @@ absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref) {
 absl::StatusOr<store::Store::OpenedNamespace> FindNamespace(const store::Store& store,
                                                             std::string_view tenant,
                                                             const NamespaceKey& key) {
-  return key.fingerprint.has_value() ? store.FindNamespace(tenant, *key.fingerprint)
-                                     : store.FindNamespace(tenant, key.name);
+  const std::string name = StoredName(key.name, key.salt);
+  absl::StatusOr<store::Store::OpenedNamespace> found =
+      key.fingerprint.has_value() ? store.FindNamespace(tenant, *key.fingerprint)
+                                  : store.FindNamespace(tenant, std::string_view(name));
+  if (found.ok() && !key.salt.empty() && found->spec.salt != key.salt)
+    return absl::NotFoundError("no such namespace: it has been opened with another salt");
+  return found;
 }
 
 absl::StatusOr<BlockKeys> ReadBlockKeys(const std::string& hashes,

@@ -56,8 +56,12 @@ absl::Status CheckNamespaceName(std::string_view name);
 struct NamespaceKey {
   std::optional<Fingerprint> fingerprint;
   std::string name;
+  std::string salt;  // of the tenant (tenants file): no namespace of another salt is found
 };
-absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref);
+absl::StatusOr<NamespaceKey> ReadNamespaceRef(const v1::NamespaceRef& ref, const std::string& salt);
+// The name under which the store has what the caller calls `name`. With a tenant's salt it carries
+// a digest of it: after the salt has changed, the same name means a new namespace.
+std::string StoredName(const std::string& name, const std::string& salt);
 // On the core thread.
 absl::StatusOr<store::Store::OpenedNamespace> FindNamespace(const store::Store& store,
                                                             std::string_view tenant,

@@ -133,7 +133,7 @@ std::unique_ptr<client::Client> DaemonProcess::Connect(client::ClientOptions opt
 }
 
 v1::StatusResponse DaemonProcess::Status() const {
-  auto stub = v1::Admin::NewStub(*client::MakeChannel(target()));
+  auto stub = v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(target())));
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   context.set_wait_for_ready(true);

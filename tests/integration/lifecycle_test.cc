@@ -188,7 +188,7 @@ TEST(Notify, SystemdLearnsWhenWeAreReadyAndStopping) {
 TEST(Config, EffectiveValuesAndSourcesAreServed) {
   DaemonProcess daemon;
   daemon.Start({.sets = {"limits.lease_time=7s"}});
-  auto stub = v1::Admin::NewStub(*client::MakeChannel(daemon.target()));
+  auto stub = v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon.target())));
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   v1::ConfigResponse response;

@@ -191,7 +191,8 @@ TEST_F(RoundTrip, APrefixLargerThanAWindowIsPutInOrder) {
 TEST(Inline, PutAndGetByValueOverTcp) {
   DaemonProcess daemon;
   const std::string address = "tcp:127.0.0.1:" + std::to_string(20000 + getpid() % 20000);
-  daemon.Start({.sets = {"server.listen=" + daemon.target() + "," + address}});
+  daemon.Start(
+      {.sets = {"server.listen=" + daemon.target() + "," + address, "server.insecure=true"}});
   std::unique_ptr<Client> client = daemon.Connect({.target = address});
   ASSERT_TRUE(client->WaitConnected(absl::Now() + absl::Seconds(5)).ok());
   EXPECT_FALSE(client->has_shared_memory());

@@ -139,7 +139,7 @@ def free_port():
 
 def test_over_tcp_the_same_bytes_travel_inline(bin_dir, make_prompt, tmp_path):
     address = f"tcp:127.0.0.1:{free_port()}"
-    with Daemon(bin_dir, '[tier.dram]\nbytes = "64MiB"\n', listen=(address,)):
+    with Daemon(bin_dir, 'insecure = true\n[tier.dram]\nbytes = "64MiB"\n', listen=(address,)):
 
         def over_tcp(*arguments, code=0):
             done = subprocess.run([bin_dir / "kvctl", "--json", "--target", address, *map(str, arguments)], capture_output=True,
@@ -148,6 +148,7 @@ def test_over_tcp_the_same_bytes_travel_inline(bin_dir, make_prompt, tmp_path):
             return json.loads(done.stdout)
 
         over_tcp("open", "inline", *SPEC_FLAGS)
+        assert over_tcp("status", code=FAILED)["error"]["code"] == "PERMISSION_DENIED"
         prompt = make_prompt(150, 31)  # several messages of 1 MiB
         stored = over_tcp("put", "inline", *prompt.put_arguments())
         assert (stored["stored_blocks"], stored["through"]) == (150, "inline")

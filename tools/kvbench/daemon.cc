@@ -24,7 +24,8 @@ absl::Status Ask(const std::string& target,
                  grpc::Status (v1::Admin::Stub::*method)(grpc::ClientContext*, const Request&,
                                                          Response*),
                  const Request& request, Response* response) {
-  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, client::MakeChannel(target));
+  ASSIGN_OR_RETURN(const std::string admin, client::AdminTarget(target));
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, client::MakeChannel(admin));
   const auto stub = v1::Admin::NewStub(channel);
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kCallTime));

@@ -43,6 +43,8 @@ struct Arguments {
 
   // Global flags.
   std::optional<std::string> target;
+  std::optional<std::string> admin;  // where server.admin has moved the Admin calls
+  std::string tls_cert, tls_key, tls_ca;
   bool json = false;
   absl::Duration timeout = absl::Seconds(5);  // without progress, not of the whole command
 

@@ -18,7 +18,7 @@ const std::vector<std::string> kShells = {"bash", "zsh", "fish"};
 // The parser and the values that it writes into.
 struct Parser {
   Arguments arguments;
-  std::string target;
+  std::string target, admin;
   std::string timeout = "5s";
   CLI::App app{"Inspect and administer a kvstored daemon.", "kvctl"};
 
@@ -133,6 +133,13 @@ Parser::Parser() {
       "Example:\n  kvctl --target unix:/run/kvstore/kvstored.sock status");
   app.add_option("--target", target,
                  "unix:PATH or tcp:HOST:PORT; default $KVSTORE_TARGET, then the default socket");
+  app.add_option("--admin", admin,
+                 "unix:PATH of server.admin; default PATH.admin beside a unix target");
+  app.add_option("--tls-cert", arguments.tls_cert, "PEM certificate to show at a tcp target")
+      ->type_name("FILE");
+  app.add_option("--tls-key", arguments.tls_key, "its PEM key")->type_name("FILE");
+  app.add_option("--tls-ca", arguments.tls_ca, "PEM authorities of the daemon's certificate")
+      ->type_name("FILE");
   app.add_flag("--json", arguments.json, "print one JSON object");
   app.add_option("--timeout", timeout, "give up when nothing happens for so long; default 5s");
 
@@ -180,6 +187,11 @@ absl::Status FinishArguments(Parser& parser) {
   }
   parser.arguments.timeout = *timeout;
   if (parser.app.count("--target") > 0) parser.arguments.target = parser.target;
+  if (parser.app.count("--admin") > 0) parser.arguments.admin = parser.admin;
+  const Arguments& given = parser.arguments;
+  const size_t tls_files = !given.tls_cert.empty() + !given.tls_key.empty() + !given.tls_ca.empty();
+  if (tls_files != 0 && tls_files != 3)
+    return absl::InvalidArgumentError("TLS needs all of --tls-cert, --tls-key and --tls-ca");
   return absl::OkStatus();
 }
 

@@ -28,15 +28,20 @@ absl::Status NoAnswer(absl::Duration timeout) {
 }
 
 // Calls wait for the connection: main() has seen that somebody listens, and a busy or stopped
-// daemon is late, not gone.
+// daemon is late, not gone. With TLS they do not: a handshake that failed fails again, and gRPC's
+// reason is of use.
+struct Patience {
+  absl::Duration timeout;
+  bool waits_for_connection = true;
+};
 
 // One stream: its context, cancelled when it stalls.
 class GuardedStream {
  public:
-  explicit GuardedStream(absl::Duration timeout)
-      : timeout_(timeout), guard_(timeout, [this] { context_.TryCancel(); }) {
+  explicit GuardedStream(const Patience& patience)
+      : timeout_(patience.timeout), guard_(timeout_, [this] { context_.TryCancel(); }) {
     context_.set_deadline(std::chrono::system_clock::now() + kStreamDeadline);
-    context_.set_wait_for_ready(true);
+    context_.set_wait_for_ready(patience.waits_for_connection);
   }
   grpc::ClientContext* context() { return &context_; }
   void Progress() { guard_.Progress(); }
@@ -57,8 +62,8 @@ class GuardedStream {
 
 class GrpcCalls final : public DaemonCalls {
  public:
-  GrpcCalls(const std::shared_ptr<grpc::Channel>& channel, absl::Duration timeout)
-      : timeout_(timeout),
+  GrpcCalls(const std::shared_ptr<grpc::Channel>& channel, const Patience& patience)
+      : patience_(patience),
         admin_(v1::Admin::NewStub(channel)),
         store_(v1::KvStore::NewStub(channel)) {}
 
@@ -96,7 +101,7 @@ class GrpcCalls final : public DaemonCalls {
   absl::StatusOr<v1::VerifyResponse> Verify(
       const v1::VerifyRequest& request,
       const std::function<void(const v1::VerifyResponse&)>& on_progress) override {
-    GuardedStream stream(timeout_);
+    GuardedStream stream(patience_);
     const auto reader = admin_->Verify(stream.context(), request);
     v1::VerifyResponse message;
     while (reader->Read(&message)) {
@@ -111,7 +116,7 @@ class GrpcCalls final : public DaemonCalls {
   absl::StatusOr<v1::PutResponse> Put(
       const v1::PutRequest::Header& header, uint64_t total_bytes,
       const std::function<absl::Status(std::span<std::byte>)>& fill) override {
-    GuardedStream stream(timeout_);
+    GuardedStream stream(patience_);
     v1::PutResponse response;
     const auto writer = store_->Put(stream.context(), &response);
     v1::PutRequest message;
@@ -136,7 +141,7 @@ class GrpcCalls final : public DaemonCalls {
 
   absl::Status Get(const v1::GetRequest& request,
                    const std::function<absl::Status(const v1::GetResponse&)>& on_message) override {
-    GuardedStream stream(timeout_);
+    GuardedStream stream(patience_);
     const auto reader = store_->Get(stream.context(), request);
     v1::GetResponse message;
     while (reader->Read(&message)) {
@@ -157,26 +162,27 @@ class GrpcCalls final : public DaemonCalls {
                                                             Response*),
                                  const Request& request) {
     grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + timeout_));
-    context.set_wait_for_ready(true);
+    context.set_deadline(absl::ToChronoTime(absl::Now() + patience_.timeout));
+    context.set_wait_for_ready(patience_.waits_for_connection);
     Response response;
     const absl::Status status = FromGrpc((stub.*call)(&context, request, &response));
-    if (absl::IsDeadlineExceeded(status)) return NoAnswer(timeout_);
+    if (absl::IsDeadlineExceeded(status)) return NoAnswer(patience_.timeout);
     if (!status.ok()) return status;
     return response;
   }
 
-  const absl::Duration timeout_;
+  const Patience patience_;
   const std::unique_ptr<v1::Admin::Stub> admin_;
   const std::unique_ptr<v1::KvStore::Stub> store_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DaemonCalls>> DaemonCalls::Create(const std::string& target,
-                                                                 absl::Duration timeout) {
-  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, client::MakeChannel(target));
-  return std::make_unique<GrpcCalls>(channel, timeout);
+absl::StatusOr<std::unique_ptr<DaemonCalls>> DaemonCalls::Create(
+    const std::string& target, const std::optional<client::TlsFiles>& tls, absl::Duration timeout) {
+  ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, client::MakeChannel(target, tls));
+  return std::make_unique<GrpcCalls>(
+      channel, Patience{.timeout = timeout, .waits_for_connection = !tls.has_value()});
 }
 
 }  // namespace kvstore::kvctl

@@ -5,12 +5,14 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "kvstore/client/channel.h"
 #include "kvstore/v1/admin.pb.h"
 #include "kvstore/v1/kvstore.pb.h"
 
@@ -18,9 +20,11 @@ namespace kvstore::kvctl {
 
 class DaemonCalls {
  public:
-  // Does not connect. Errors: InvalidArgument, bad target.
-  static absl::StatusOr<std::unique_ptr<DaemonCalls>> Create(const std::string& target,
-                                                             absl::Duration timeout);
+  // `target`: of the socket that serves what will be called. Does not connect.
+  // Errors: as client::MakeChannel().
+  static absl::StatusOr<std::unique_ptr<DaemonCalls>> Create(
+      const std::string& target, const std::optional<client::TlsFiles>& tls,
+      absl::Duration timeout);
   virtual ~DaemonCalls() = default;
 
   virtual absl::StatusOr<v1::StatusResponse> Status() = 0;

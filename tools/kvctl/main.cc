@@ -1,6 +1,7 @@
 // kvctl: inspect and administer a kvstored daemon.
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 
@@ -47,10 +48,38 @@ absl::StatusOr<ExitCode> RunCommand(const Context& context) {
   return absl::InternalError("unknown command");
 }
 
+std::optional<client::TlsFiles> TlsOf(const Arguments& arguments) {
+  if (arguments.tls_cert.empty()) return std::nullopt;
+  return client::TlsFiles{
+      .cert = arguments.tls_cert, .key = arguments.tls_key, .ca = arguments.tls_ca};
+}
+
 absl::StatusOr<ExitCode> RunWithDaemon(const Arguments& arguments, const std::string& target) {
   ASSIGN_OR_RETURN(const std::unique_ptr<DaemonCalls> daemon,
-                   DaemonCalls::Create(target, arguments.timeout));
+                   DaemonCalls::Create(target, TlsOf(arguments), arguments.timeout));
   return RunCommand({.arguments = arguments, .target = target, .daemon = *daemon});
+}
+
+// Whether the command is served on the admin socket.
+bool IsAdmin(CommandKind kind) {
+  switch (kind) {
+    case CommandKind::kStatus:
+    case CommandKind::kTiers:
+    case CommandKind::kNamespaces:
+    case CommandKind::kList:
+    case CommandKind::kEvict:
+    case CommandKind::kVerify:
+    case CommandKind::kConfig:
+      return true;
+    case CommandKind::kOpen:
+    case CommandKind::kPut:
+    case CommandKind::kGet:
+    case CommandKind::kMatch:
+    case CommandKind::kClear:
+    case CommandKind::kCompletion:
+      return false;
+  }
+  return false;
 }
 
 ExitCode Fail(const absl::Status& status, const Arguments& arguments, bool is_gone) {
@@ -60,10 +89,15 @@ ExitCode Fail(const absl::Status& status, const Arguments& arguments, bool is_go
 
 ExitCode Run(const Arguments& arguments) {
   if (arguments.command == CommandKind::kCompletion) return RunCompletion(arguments.shell);
-  const absl::StatusOr<std::string> target = ResolveTarget(arguments.target);
+  absl::StatusOr<std::string> target = ResolveTarget(arguments.target);
   if (!target.ok()) return Fail(target.status(), arguments, false);
+  const absl::StatusOr<std::string> admin = ResolveAdmin(arguments.admin, *target);
+  const bool is_admin = IsAdmin(arguments.command);
+  if (is_admin && admin.ok()) target = admin;
   absl::Status status = ProbeTarget(*target, arguments.timeout);
   if (!status.ok()) return Fail(status, arguments, absl::IsUnavailable(status));
+  // A tcp target: there is a daemon, but not for this.
+  if (is_admin && !admin.ok()) return Fail(admin.status(), arguments, false);
 
   const absl::StatusOr<ExitCode> result = RunWithDaemon(arguments, *target);
   if (result.ok()) return *result;

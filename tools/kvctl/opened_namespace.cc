@@ -23,6 +23,7 @@ absl::StatusOr<v1::OpenNamespaceResponse> Find(DaemonCalls& daemon, const std::s
   request.mutable_namespace_()->set_name(name);
   absl::StatusOr<v1::OpenNamespaceResponse> found = daemon.FindNamespace(request);
   if (found.ok() || !absl::IsNotFound(found.status()) || !IsFingerprint(name)) return found;
+  request.mutable_namespace_()->clear_name();
   request.mutable_namespace_()->set_fingerprint(absl::HexStringToBytes(name));
   return daemon.FindNamespace(request);
 }

@@ -13,6 +13,7 @@
 #include <memory>
 
 #include "absl/strings/str_cat.h"
+#include "kvstore/base/memory_socket.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/client/channel.h"
 
@@ -120,6 +121,16 @@ absl::StatusOr<std::string> ResolveTarget(const std::optional<std::string>& flag
   absl::StatusOr<client::Target> parsed = client::ParseTarget(target);
   if (!parsed.ok()) return parsed.status();
   return target;
+}
+
+absl::StatusOr<std::string> ResolveAdmin(const std::optional<std::string>& flag,
+                                         const std::string& target) {
+  // The admin socket itself may be named too.
+  if (!flag && target.ends_with(kAdminSocketSuffix)) return target;
+  if (!flag) return client::AdminTarget(target);
+  ASSIGN_OR_RETURN(const client::Target parsed, client::ParseTarget(*flag));
+  if (parsed.is_unix) return *flag;
+  return absl::InvalidArgumentError(absl::StrCat("--admin ", *flag, ": valid is unix:PATH"));
 }
 
 absl::Status ProbeTarget(const std::string& target, absl::Duration timeout) {

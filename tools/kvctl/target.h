@@ -14,6 +14,11 @@ namespace kvstore::kvctl {
 // Errors: InvalidArgument, neither form.
 absl::StatusOr<std::string> ResolveTarget(const std::optional<std::string>& flag);
 
+// Where the Admin calls of the daemon at `target` are: `flag`, or the socket beside it.
+// Errors: InvalidArgument; PermissionDenied, a tcp target.
+absl::StatusOr<std::string> ResolveAdmin(const std::optional<std::string>& flag,
+                                         const std::string& target);
+
 // Connects and hangs up: says exactly why there is no daemon, at once, where gRPC would retry. A
 // daemon that is there but does not answer passes. Errors: Unavailable, nothing listens;
 // PermissionDenied.
