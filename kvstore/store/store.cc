@@ -96,6 +96,16 @@ struct Store::State {
     return absl::OkStatus();
   }
 
+  // What opens or clears namespaces waits until those on disk are known: it would write over
+  // their records, and an epoch that goes back brings cleared blocks back.
+  void WhenNamespacesAreKnown(absl::AnyInvocable<void()> run) {
+    knows_namespaces ? run() : wait_for_namespaces.push_back(std::move(run));
+  }
+  void OnNamespacesKnown() {
+    if (std::exchange(knows_namespaces, true)) return;
+    for (auto& run : std::exchange(wait_for_namespaces, {})) run();
+  }
+
   std::vector<bool> RestorePages(const std::vector<tiers::RecoveredPage>& pages);
   bool RestorePage(const tiers::RecoveredPage& page);
 
@@ -114,6 +124,8 @@ struct Store::State {
   const Clock& clock;
   bool is_recovering = false;
   bool is_draining = false;
+  bool knows_namespaces = true;
+  std::vector<absl::AnyInvocable<void()>> wait_for_namespaces;  // bounded by the calls admitted
 };
 
 Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock)
@@ -127,6 +139,7 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
   State* s = state_.get();
   if (s->tiers.nvme == nullptr) return on_finished(absl::OkStatus());
   s->is_recovering = true;
+  s->knows_namespaces = false;
   tiers::DurableTier::RecoveryHooks hooks;
   hooks.on_metadata = [s](std::string key, std::string value) {
     if (!key.starts_with(kNamespaceKeyPrefix)) return;
@@ -134,6 +147,7 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
     for (const Namespace* ns : s->namespaces.All()) (void)s->OpenPools(*ns);
   };
   hooks.on_pages = [s](const std::vector<tiers::RecoveredPage>& pages) {
+    s->OnNamespacesKnown();
     return s->RestorePages(pages);
   };
   hooks.pool_of = [s](const PageIdentity& identity) -> PoolId {
@@ -142,6 +156,7 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
   };
   hooks.on_finished = [s, done = std::move(on_finished)](absl::Status status) mutable {
     s->is_recovering = false;
+    s->OnNamespacesKnown();
     done(std::move(status));
   };
   s->tiers.nvme->Recover(std::move(hooks));
@@ -199,6 +214,14 @@ Store::OpenedNamespace Opened(const Namespace& ns) {
 
 void Store::OpenNamespace(const NamespaceSpec& spec, std::string name,
                           absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
+  state_->WhenNamespacesAreKnown(
+      [this, spec, name = std::move(name), done = std::move(done)]() mutable {
+        OpenKnownNamespace(spec, std::move(name), std::move(done));
+      });
+}
+
+void Store::OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
+                               absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
   const bool was_known =
       spec.Validate().ok() && state_->namespaces.Find(spec.ComputeFingerprint()) != nullptr;
   const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
@@ -249,6 +272,14 @@ std::vector<NamespaceRow> Store::ListNamespaces() const {
 }
 
 void Store::Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done) {
+  state_->WhenNamespacesAreKnown(
+      [this, tenant = std::string(tenant), fingerprint, done = std::move(done)]() mutable {
+        ClearKnown(tenant, fingerprint, std::move(done));
+      });
+}
+
+void Store::ClearKnown(std::string_view tenant, const Fingerprint& fingerprint,
+                       tiers::Tier::Done done) {
   Namespace* ns = state_->namespaces.Find(fingerprint);
   if (ns == nullptr || ns->spec.tenant != tenant) return done(NoNamespace());
   if (absl::Status s = state_->namespaces.Advance(ns); !s.ok()) return done(s);

@@ -208,7 +208,8 @@ class Store {
     NamespaceSpec spec;
   };
   // Opens `spec` for the tenant in it under `name` (empty: the fingerprint in hex). Idempotent.
-  // With a durable tier, `done` runs after the spec is on stable storage. Errors: InvalidArgument,
+  // With a durable tier, `done` runs after the namespaces on disk are known and the spec is on
+  // stable storage. Errors: InvalidArgument,
   // bad spec; AlreadyExists, the tenant's name means another spec (the message names the first
   // field that differs); ResourceExhausted, namespaces_max.
   void OpenNamespace(const NamespaceSpec& spec, std::string name,
@@ -219,8 +220,8 @@ class Store {
   absl::StatusOr<OpenedNamespace> FindNamespace(std::string_view tenant,
                                                 const Fingerprint& fingerprint) const;
   std::vector<NamespaceRow> ListNamespaces() const;
-  // O(1): gives the namespace a new epoch; old blocks can no longer be matched and are swept later.
-  // Leases on them stay valid. Errors: NotFound.
+  // O(1), once the namespaces on disk are known: gives the namespace a new epoch; old blocks can no
+  // longer be matched and are swept later. Leases on them stay valid. Errors: NotFound.
   void Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done);
 
   // --- Sessions
@@ -285,6 +286,10 @@ class Store {
 
  private:
   struct State;
+  void OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
+                          absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done);
+  void ClearKnown(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done);
+
   std::unique_ptr<State> state_;
 };
 

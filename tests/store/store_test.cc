@@ -463,6 +463,24 @@ TEST_F(StoreTest, RecoveryRestoresNamespacesAndBlocksAndRefusesOldEpochs) {
   EXPECT_TRUE(g.core->CheckInvariants().ok());
 }
 
+TEST_F(StoreTest, OpeningAndClearingWaitForTheNamespacesOnDisk) {
+  Make(Without(false, true));
+  f->core->Clear("default", opened.fingerprint, [](absl::Status) {});
+  f->Settle();
+  const auto [key, record] = *f->nvme.metadata().begin();  // of epoch 2
+
+  StoreFixture g(Without(false, true));
+  g.nvme.AddRecoveredMetadata(key, record);
+  g.core->Start([](absl::Status) {});
+  bool is_opened = false;
+  g.core->OpenNamespace(opened.spec, "", [&](auto result) { is_opened = result.ok(); });
+  g.core->Clear("default", opened.fingerprint, [](absl::Status) {});
+  EXPECT_FALSE(is_opened);
+  g.Settle();
+  EXPECT_TRUE(is_opened);
+  EXPECT_EQ(g.core->ListNamespaces()[0].epoch, 3u) << "epochs on disk count";
+}
+
 TEST_F(StoreTest, VerifyFindsDamageAndRepairsFromAnotherTier) {
   const auto hashes = Hashes(1, 12);
   f->Put(session, ns, hashes);

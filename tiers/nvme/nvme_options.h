@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,6 +13,16 @@
 #include "transfer/io_uring/file_mover.h"
 
 namespace kvstore::tiers {
+
+class RecordIndex;
+
+// What the simulation puts in the place of threads, RocksDB and the kernel. Directories and
+// superblocks stay real.
+struct NvmeSimulation {
+  Executor* executor = nullptr;
+  std::function<absl::StatusOr<std::unique_ptr<RecordIndex>>()> make_index;
+  std::function<absl::StatusOr<std::unique_ptr<transfer::IoBackend>>()> make_backend;
+};
 
 struct NvmeOptions {
   // Where pages are kept; the first also holds the index. One device each is best: extents are
@@ -27,6 +40,7 @@ struct NvmeOptions {
   uint32_t queue_depth = 64;     // operations in the kernel, each directory
   uint32_t inflight_max = 1024;  // pages being read or written, over all directories
   transfer::FileMover::BackendKind backend = transfer::FileMover::BackendKind::kAuto;
+  std::optional<NvmeSimulation> simulation{};
 
   // Errors: InvalidArgument naming the field and what is valid.
   absl::Status Validate() const;

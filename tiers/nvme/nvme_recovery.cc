@@ -84,8 +84,11 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
   const uint64_t generation_base = superblock.opens << kGenerationBitsPerStart;
   std::unique_ptr<NvmeTier> tier(
       new NvmeTier(std::move(options), layout, generation_base, core, clock));
-  ASSIGN_OR_RETURN(tier->index_, RecordIndex::Open({.path = directories[0]->index_path(),
-                                                    .bytes_max = layout.index_bytes}));
+  const NvmeSimulation simulation = tier->options_.simulation.value_or(NvmeSimulation{});
+  ASSIGN_OR_RETURN(tier->index_, simulation.make_index
+                                     ? simulation.make_index()
+                                     : RecordIndex::Open({.path = directories[0]->index_path(),
+                                                          .bytes_max = layout.index_bytes}));
   if (tier->index_->was_empty()) tier->recovery_state_ = Recovery::kFinished;
   for (auto& directory : directories) {
     if (!directory->is_direct()) {
@@ -96,7 +99,9 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
                      transfer::FileMover::Create({.queue_depth = tier->options_.queue_depth,
                                                   .inflight_max = tier->options_.inflight_max,
                                                   .backend = tier->options_.backend,
-                                                  .thread_name = "kv-nvme"},
+                                                  .thread_name = "kv-nvme",
+                                                  .make_backend = simulation.make_backend,
+                                                  .turns_on = simulation.executor},
                                                  clock));
     const transfer::FileId file = mover->AddFile(directory->pages_fd());
     tier->devices_.push_back({std::move(directory), std::move(mover), file});

@@ -9,6 +9,8 @@
 // built with assertions and aborts when a log that failed is written to, synced or resumed. Further
 // puts fail at once, deletes are kept, a scan waits, until Probe() could open it again.
 //
+// Virtual for the simulation only (tests/sim), which keeps its records in a log of its own.
+//
 // Threads: Put(), Delete(), PutMetadata(), Probe(), AcknowledgeScan() are thread-safe; all
 // callbacks run on the index thread.
 #pragma once
@@ -51,14 +53,16 @@ class RecordIndex {
   // Errors: Unavailable, the file system fails (full, no descriptors); FailedPrecondition, the path
   // is not a directory of ours, or a newer RocksDB wrote it.
   static absl::StatusOr<std::unique_ptr<RecordIndex>> Open(Options options);
-  ~RecordIndex();  // Stop()
+  virtual ~RecordIndex();  // Stop()
 
   // `check` runs on the index thread before the record is written: an error is passed to `done` and
   // there is no record. Errors of the index itself are Unavailable.
-  void Put(std::string key, std::string value, Check check, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Delete(std::string key) ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void Put(std::string key, std::string value, Check check, Done done)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void Delete(std::string key) ABSL_LOCKS_EXCLUDED(mutex_);
   // `key` without prefix; an empty value removes it.
-  void PutMetadata(std::string key, std::string value, Done done) ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void PutMetadata(std::string key, std::string value, Done done)
+      ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Reads everything back in key order, in the background, between the writes. on_finished is OK
   // also when damage was met: what is readable was delivered, the rest is forgotten, note() says
@@ -69,23 +73,26 @@ class RecordIndex {
     std::function<void(std::vector<Record>)> on_records;
     absl::AnyInvocable<void(absl::Status)> on_finished;
   };
-  void Scan(ScanHooks hooks) ABSL_LOCKS_EXCLUDED(mutex_);
-  void AcknowledgeScan() ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void Scan(ScanHooks hooks) ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void AcknowledgeScan() ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Tries whether writing works (again): reopens the database and writes what was kept.
-  void Probe(Done done) ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void Probe(Done done) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Removes, at the end of Stop(), all records of this generation and above: their pages could not
   // be brought to stable storage. For Stop() callers only, before it.
-  void DiscardFrom(uint64_t generation) ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual void DiscardFrom(uint64_t generation) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // Writes what is queued, syncs, closes, joins. Idempotent.
-  absl::Status Stop() ABSL_LOCKS_EXCLUDED(mutex_);
+  virtual absl::Status Stop() ABSL_LOCKS_EXCLUDED(mutex_);
 
-  bool was_empty() const { return was_empty_; }              // at Open()
+  virtual bool was_empty() const { return was_empty_; }      // at Open()
   uint64_t undecodable() const ABSL_LOCKS_EXCLUDED(mutex_);  // records dropped by the scan
   uint64_t disk_bytes() const;                               // of all files of the index
   std::string note() const ABSL_LOCKS_EXCLUDED(mutex_);      // damage found; empty if none
+
+ protected:
+  explicit RecordIndex(Options options);
 
  private:
   enum class Kind : uint8_t { kPut, kDelete, kMetadata, kProbe };
@@ -97,7 +104,6 @@ class RecordIndex {
     Check check{};
   };
 
-  explicit RecordIndex(Options options);
   absl::Status OpenDatabase();
   void Run() ABSL_LOCKS_EXCLUDED(mutex_);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

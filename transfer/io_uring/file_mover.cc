@@ -54,6 +54,10 @@ FileMover::Impl::Impl(Options options, const Clock& clock)
     : options_(std::move(options)), clock_(clock), table_(options_.inflight_max) {}
 
 absl::Status FileMover::Impl::Start() {
+  if (options_.turns_on != nullptr) {
+    ASSIGN_OR_RETURN(backend_, MakeBackend());
+    return absl::OkStatus();
+  }
   absl::Status status;
   absl::Notification started;
   thread_ = std::thread([&] { Run(&status, &started); });
@@ -69,6 +73,7 @@ FileId FileMover::Impl::AddFile(int fd) {
     id = FileId(num_files_++);
     new_files_.push_back({fd, &done});
   }
+  if (options_.turns_on != nullptr) (void)Turn();
   Wake();
   done.WaitForNotification();
   return id;
@@ -125,7 +130,11 @@ absl::Status FileMover::Impl::Submit(FileOperation operation) {
     incoming_.push_back(std::move(incoming));
     std::swap(must_wake, is_asleep_);
   }
-  if (must_wake) backend_->Wake();
+  if (options_.turns_on != nullptr) {
+    PostTurn(clock_.Now());
+  } else if (must_wake) {
+    backend_->Wake();
+  }
   return absl::OkStatus();
 }
 
@@ -142,6 +151,12 @@ void FileMover::Impl::Stop() {
   {
     absl::MutexLock lock(&mutex_);
     is_stopping_ = true;
+  }
+  if (options_.turns_on != nullptr) {
+    do {
+      pause_until_ = absl::InfinitePast();  // virtual time stands still meanwhile
+    } while (Turn());
+    return;
   }
   if (!thread_.joinable()) return;
   Wake();

@@ -29,6 +29,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/base/clock.h"
+#include "kvstore/base/executor.h"
 #include "kvstore/base/region.h"
 #include "kvstore/base/strong_id.h"
 #include "transfer/io_uring/io_backend.h"
@@ -89,6 +90,10 @@ class FileMover {
     std::string thread_name = "kv-file";     // at most 15 characters
     // Tests put a scripted backend here; runs on the progress thread. Overrides `backend`.
     std::function<absl::StatusOr<std::unique_ptr<IoBackend>>()> make_backend{};
+    // Simulation: no thread. The progress loop's turns run as tasks of this executor, on its
+    // thread, which is then the only one that may call; virtual time moves between them. The
+    // executor outlives the mover.
+    Executor* turns_on = nullptr;
     absl::Status Validate() const;
   };
 

@@ -21,7 +21,10 @@ namespace kvstore::transfer {
 class FileMover::Impl {
  public:
   Impl(Options options, const Clock& clock);
-  ~Impl() { Stop(); }
+  ~Impl() {
+    Stop();
+    *is_alive_ = false;
+  }
   // Starts the thread; its backend's error.
   absl::Status Start();
 
@@ -50,6 +53,7 @@ class FileMover::Impl {
 
   // Progress thread.
   void Run(absl::Status* start_status, absl::Notification* started);
+  bool Turn();  // false: stopped and nothing is left
   absl::StatusOr<std::unique_ptr<IoBackend>> MakeBackend();
   bool TakeIncoming() ABSL_LOCKS_EXCLUDED(mutex_);  // false: stopped and nothing is left
   void RegisterPieces(MutableRegion region) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -63,6 +67,9 @@ class FileMover::Impl {
   void Finish(uint32_t index, FileResult result) ABSL_LOCKS_EXCLUDED(mutex_);
   std::string Describe(const ActiveOperation& active) const;
   void Wake();
+  // In place of the thread, with options_.turns_on.
+  void PostTurn(absl::Time when);
+  void RunPostedTurn(absl::Time when);
 
   const Options options_;
   const Clock& clock_;
@@ -80,6 +87,9 @@ class FileMover::Impl {
   bool has_more_incoming_ = false;
   bool saw_stop_ = false;
   absl::Time pause_until_ = absl::InfinitePast();  // after EAGAIN
+  std::vector<IoResult> results_;
+  absl::Time next_turn_ = absl::InfiniteFuture();                  // posted, with options_.turns_on
+  std::shared_ptr<bool> is_alive_ = std::make_shared<bool>(true);  // for turns that outlive us
 
   mutable absl::Mutex mutex_;
   std::deque<Incoming> incoming_ ABSL_GUARDED_BY(mutex_);

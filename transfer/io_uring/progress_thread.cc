@@ -23,6 +23,7 @@ constexpr absl::Duration kAgainPause = absl::Milliseconds(1);
 // queue never runs dry meanwhile.
 constexpr uint64_t kCheckBytesPerTurn = uint64_t{1} << 20;
 constexpr uint64_t kDirectAlignment = 512;
+constexpr absl::Duration kScriptedPoll = absl::Microseconds(500);
 
 void Advance(ActiveOperation& active, uint64_t bytes) {
   active.moved_bytes += bytes;
@@ -66,24 +67,44 @@ void FileMover::Impl::Run(absl::Status* start_status, absl::Notification* starte
   started->Notify();  // neither pointer is valid from here on
   if (!is_running) return;
 
-  std::vector<IoResult> results;
-  while (TakeIncoming()) {
-    ExpireDeadlines();
-    StartWaiting();
-    results.clear();
-    backend_->Wait(SleepTime(), results);
-    {
-      absl::MutexLock lock(&mutex_);
-      is_asleep_ = false;
-    }
-    for (const IoResult& result : results) HandleResult(result);
-    // The device gets its next work before we hash what has arrived.
-    if (!arrived_.empty()) {
-      StartWaiting();
-      backend_->Flush();
-      FinishArrived();
-    }
+  while (Turn()) {
   }
+}
+
+bool FileMover::Impl::Turn() {
+  if (!TakeIncoming()) return false;
+  ExpireDeadlines();
+  StartWaiting();
+  results_.clear();
+  backend_->Wait(options_.turns_on != nullptr ? absl::ZeroDuration() : SleepTime(), results_);
+  {
+    absl::MutexLock lock(&mutex_);
+    is_asleep_ = false;
+  }
+  for (const IoResult& result : results_) HandleResult(result);
+  // The device gets its next work before we hash what has arrived.
+  if (!arrived_.empty()) {
+    StartWaiting();
+    backend_->Flush();
+    FinishArrived();
+  }
+  return true;
+}
+
+void FileMover::Impl::PostTurn(absl::Time when) {
+  if (when >= next_turn_) return;
+  next_turn_ = when;
+  options_.turns_on->PostAt(when, [this, when, alive = is_alive_] {
+    if (*alive) RunPostedTurn(when);
+  });
+}
+
+// The scripted kernel has results at times of its own: it is asked often while it has work.
+void FileMover::Impl::RunPostedTurn(absl::Time when) {
+  if (when != next_turn_) return;  // one that comes earlier was posted since
+  next_turn_ = absl::InfiniteFuture();
+  if (!Turn() || (table_.size() == 0 && !has_more_incoming_)) return;
+  PostTurn(clock_.Now() + std::min(SleepTime(), kScriptedPoll));
 }
 
 bool FileMover::Impl::TakeIncoming() {
