@@ -68,6 +68,7 @@ struct Daemon::State {
   std::vector<std::string> Degraded();
   std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
   void LogStart();
+  absl::Status Drain(absl::Duration time);
 
   const Config config;
   absl::Mutex mutex;
@@ -217,6 +218,30 @@ void Daemon::State::LogStart() {
   for (const std::string& line : lines) Log(LogLevel::kWarning, "degraded", {{"mode", line}});
 }
 
+absl::Status Daemon::State::Drain(absl::Duration time) {
+  // Shared with the store's callback, which may come when we have stopped waiting.
+  struct Outcome {
+    absl::Notification is_known;
+    absl::StatusOr<store::DrainResult> result = absl::UnknownError("");
+  };
+  auto outcome = std::make_shared<Outcome>();
+  core->Post([this, outcome] {
+    store->Drain([outcome](absl::StatusOr<store::DrainResult> result) {
+      outcome->result = std::move(result);
+      outcome->is_known.Notify();
+    });
+  });
+  if (!outcome->is_known.WaitForNotificationWithTimeout(time)) {
+    return absl::DeadlineExceededError(
+        "moves between tiers were not finished in time; blocks that are in DRAM only are lost");
+  }
+  RETURN_IF_ERROR(outcome->result.status());
+  Log(LogLevel::kInfo, "drained",
+      {{"written_blocks", outcome->result->written_blocks},
+       {"memory_only_blocks", outcome->result->memory_only_blocks}});
+  return absl::OkStatus();
+}
+
 std::string VersionText() { return absl::StrCat(KVSTORE_VERSION, " (", KVSTORE_COMMIT, ")"); }
 
 Daemon::Daemon(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -261,16 +286,9 @@ absl::Status Daemon::Stop(absl::Duration drain_time) {
   if (state.is_stopped) return absl::OkStatus();
   state.is_stopped = true;
   absl::Status unfinished;
-  if (state.service != nullptr) state.service->SetDraining();
-  if (state.store != nullptr && drain_time > absl::ZeroDuration()) {
-    // Shared with the store's callback, which may come when we have stopped waiting.
-    auto drained = std::make_shared<absl::Notification>();
-    state.core->Post([&state, drained] { state.store->Drain([drained] { drained->Notify(); }); });
-    if (!drained->WaitForNotificationWithTimeout(drain_time)) {
-      unfinished = absl::DeadlineExceededError(
-          "moves between tiers were not finished in time; blocks that are in DRAM only are lost");
-    }
-  }
+  if (state.service != nullptr) state.service->SetStopping();
+  if (state.store != nullptr && drain_time > absl::ZeroDuration())
+    unfinished = state.Drain(drain_time);
   if (state.service != nullptr) state.service->Stop(kStopGrace);
   state.core->RunAndWait([&state] {
     if (state.nvme != nullptr) state.nvme->Stop();

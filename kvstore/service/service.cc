@@ -11,10 +11,13 @@
 #include <map>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/service/admin_service.h"
+#include "kvstore/service/call_times.h"
 #include "kvstore/service/edge_pool.h"
 #include "kvstore/service/kvstore_service.h"
 #include "kvstore/service/translate.h"
@@ -131,6 +134,7 @@ struct Service::State {
               .edges = edges,
               .gate = gate,
               .sessions = sessions,
+              .times = times,
               .clock = clock,
               .call_deadline = o.call_deadline,
               .bulk_deadline = o.bulk_deadline,
@@ -138,6 +142,7 @@ struct Service::State {
         access(o.own_uid, o.allow_uids) {}
 
   void FillFacts();
+  void SetDraining(bool is_draining) ABSL_LOCKS_EXCLUDED(health_mutex);
   absl::Status StartServers(bool has_tcp);
   void HandOver(UniqueFd connection, const Caller& caller);
   grpc::Server* ServerOf(const Caller& caller);
@@ -145,11 +150,13 @@ struct Service::State {
   const ServiceOptions options;
   CallGate gate;
   SessionTable sessions;
+  CallTimes times;
   EdgePool edges;
   DaemonFacts facts;
   const CallParts parts;
   const AccessList access;
-  std::atomic<bool> is_draining{false};
+  std::atomic<bool> is_stopping{false};
+  absl::Mutex health_mutex;  // gRPC's health services change together
   bool is_stopped = false;
   std::vector<std::unique_ptr<IdentityServer>> identities;
   std::vector<SocketPathLock> locks;  // let go after the sockets are removed
@@ -158,7 +165,8 @@ struct Service::State {
 };
 
 void Service::State::FillFacts() {
-  facts.is_draining = [this] { return is_draining.load(std::memory_order_relaxed); };
+  facts.is_stopping = [this] { return is_stopping.load(std::memory_order_relaxed); };
+  facts.set_draining = [this](bool is_draining) { SetDraining(is_draining); };
   facts.counters = [this] {
     const ConnectionDoor::Counters d = door->counters();
     const MemorySocketServer::Counters m = memory->counters();
@@ -176,6 +184,15 @@ void Service::State::FillFacts() {
         {"calls_in_progress", g.calls},
         {"calls_refused", g.refused_calls}};
   };
+}
+
+void Service::State::SetDraining(bool is_draining) {
+  absl::MutexLock lock(&health_mutex);
+  const bool is_serving = !is_draining && !is_stopping.load(std::memory_order_relaxed);
+  for (const auto& identity : identities) {
+    if (auto* health = identity->server->GetHealthCheckService())
+      health->SetServingStatus(is_serving);
+  }
 }
 
 absl::Status Service::State::StartServers(bool has_tcp) {
@@ -248,11 +265,14 @@ absl::Status Service::Start() {
   return state_->door->Start();
 }
 
-void Service::SetDraining() {
-  state_->is_draining.store(true, std::memory_order_relaxed);
-  for (const auto& identity : state_->identities) {
-    if (auto* health = identity->server->GetHealthCheckService()) health->SetServingStatus(false);
-  }
+void Service::SetStopping() {
+  state_->is_stopping.store(true, std::memory_order_relaxed);
+  state_->SetDraining(true);
+}
+
+std::vector<CallRow> Service::calls() const { return state_->times.Rows(); }
+std::vector<std::pair<std::string, uint64_t>> Service::counters() const {
+  return state_->facts.counters();
 }
 
 void Service::Stop(absl::Duration grace) {
