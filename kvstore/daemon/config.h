@@ -30,6 +30,7 @@ struct Config {
   struct Server {
     std::vector<std::string> listen;
     uint64_t sessions_max = 1024;
+    std::string http;  // empty: no metrics page
   } server;
   struct Auth {
     std::vector<uid_t> allow_uids;  // beside our own uid and root

@@ -18,6 +18,7 @@
 #include "kvstore/base/text.h"
 #include "kvstore/base/units.h"
 #include "kvstore/daemon/machine.h"
+#include "kvstore/daemon/monitoring.h"
 #include "kvstore/service/service.h"
 #include "kvstore/store/store.h"
 #include "tiers/dram/dram_tier.h"
@@ -64,6 +65,7 @@ struct Daemon::State {
   absl::Status OpenTiers();
   absl::Status OpenStore();
   absl::Status OpenService();
+  absl::Status OpenMonitoring();
   service::ServiceOptions FitToFileLimit(service::ServiceOptions options);
   std::vector<std::string> Degraded();
   std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
@@ -81,6 +83,7 @@ struct Daemon::State {
   std::unique_ptr<tiers::NvmeTier> nvme;
   std::unique_ptr<store::Store> store;
   std::unique_ptr<service::Service> service;
+  std::unique_ptr<metrics::HttpServer> http;
   bool is_stopped = false;
 };
 
@@ -189,6 +192,19 @@ absl::Status Daemon::State::OpenService() {
   return service->Start();
 }
 
+absl::Status Daemon::State::OpenMonitoring() {
+  if (config.server.http.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(
+      http, StartMonitoring(config.server.http, {.core = *core,
+                                                 .store = *store,
+                                                 .service = *service,
+                                                 .clock = clock,
+                                                 .version = KVSTORE_VERSION,
+                                                 .commit = KVSTORE_COMMIT,
+                                                 .degraded = [this] { return Degraded(); }}));
+  return absl::OkStatus();
+}
+
 std::vector<std::string> Daemon::State::Degraded() {
   absl::MutexLock lock(&mutex);
   return degraded;
@@ -257,6 +273,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(LoadedConfig config) {
   RETURN_IF_ERROR(daemon->state_->OpenTiers());
   RETURN_IF_ERROR(daemon->state_->OpenStore());
   RETURN_IF_ERROR(daemon->state_->OpenService());
+  RETURN_IF_ERROR(daemon->state_->OpenMonitoring());
   daemon->state_->LogStart();
   return daemon;
 }
@@ -290,6 +307,7 @@ absl::Status Daemon::Stop(absl::Duration drain_time) {
   if (state.store != nullptr && drain_time > absl::ZeroDuration())
     unfinished = state.Drain(drain_time);
   if (state.service != nullptr) state.service->Stop(kStopGrace);
+  state.http.reset();  // what it asked of the core runs before the store goes
   state.core->RunAndWait([&state] {
     if (state.nvme != nullptr) state.nvme->Stop();
     if (state.gpu != nullptr) state.gpu->Stop();
