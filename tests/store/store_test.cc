@@ -527,12 +527,12 @@ TEST_F(StoreTest, ADrainTellsWhatItWroteAndWhatOnlyMemoryHolds) {
   EXPECT_EQ(f->core->drain_progress().waiting_blocks, 0u);
 }
 
-TEST_F(StoreTest, ADrainOnAFailingDiskEndsAndSaysWhatIsLeft) {
+TEST_F(StoreTest, ADrainThatTheDiskDoesNotTakeEndsAndSaysWhatIsLeft) {
   StoreFixture::Options o = Without(false, true);
   o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  o.nvme.fault_rate = 1;
   Make(o);
   f->Put(session, ns, Hashes(1, 20));
+  f->nvme.set_state(tiers::TierState::kReadOnly);
   absl::StatusOr<store::DrainResult> result = absl::InternalError("not called");
   f->core->Drain([&](auto r) { result = r; });
   f->Settle();
@@ -540,7 +540,7 @@ TEST_F(StoreTest, ADrainOnAFailingDiskEndsAndSaysWhatIsLeft) {
   EXPECT_EQ(result->written_blocks, 0u);
   EXPECT_EQ(result->memory_only_blocks, 20u);
   // The disk is well again: a second drain finds what the first one could not write.
-  f->nvme.set_fault_rate(0);
+  f->nvme.set_state(tiers::TierState::kServing);
   f->core->Drain([&](auto r) { result = r; });
   f->Settle();
   ASSERT_TRUE(result.ok()) << result.status();
