@@ -49,6 +49,11 @@ void EventLoop::RunAndWait(Task task) {
   done.WaitForNotification();
 }
 
+size_t EventLoop::queue_size() const {
+  absl::MutexLock lock(&mutex_);
+  return queue_.size();
+}
+
 bool EventLoop::HasWork() const { return stopping_ || !queue_.empty(); }
 
 void EventLoop::Run() {

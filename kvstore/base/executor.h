@@ -51,6 +51,8 @@ class EventLoop final : public Executor {
   // tests.
   void RunAndWait(Task task);
   bool IsCurrentThread() const { return std::this_thread::get_id() == thread_.get_id(); }
+  // Tasks that wait, timers not counted.
+  size_t queue_size() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   void Run() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -58,7 +60,7 @@ class EventLoop final : public Executor {
 
   const Clock& clock_;
   const size_t queue_max_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   std::deque<Task> queue_ ABSL_GUARDED_BY(mutex_);
   std::multimap<absl::Time, Task> timers_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

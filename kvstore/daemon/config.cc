@@ -158,7 +158,7 @@ absl::StatusOr<LoadedConfig> Apply(const WrittenByKey& written, const Machine& m
     absl::Status parsed = known->parse(value.elements, machine, &loaded.config);
     if (!parsed.ok()) return Bad(key, value, StdView(parsed.message()), known->valid);
   }
-  RETURN_IF_ERROR(CheckConfig(loaded.config));
+  RETURN_IF_ERROR(CheckConfig(loaded.config, machine));
   for (const ConfigKey& key : ConfigKeys()) {
     auto it = written.find(key.name);
     loaded.values.push_back({.key = std::string(key.name),

@@ -32,6 +32,7 @@ struct Config {
     std::string admin;      // unix:PATH; empty: beside each unix listener
     bool insecure = false;  // loopback TCP without TLS
     uint64_t sessions_max = 1024;
+    std::string http;  // empty: no metrics page
   } server;
   struct Auth {
     std::vector<uid_t> allow_uids;                 // beside our own uid and root

@@ -10,6 +10,7 @@
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 #include "kvstore/base/units.h"
+#include "kvstore/metrics/http_server.h"
 
 namespace kvstore::daemon {
 namespace {
@@ -231,6 +232,17 @@ void AddServerKeys(std::vector<ConfigKey>* keys) {
        .print = [](const Config& c) { return c.server.insecure ? "true" : "false"; }});
   keys->push_back(IntegerKey<&Config::server, &Config::Server::sessions_max>(
       "server.sessions_max", "1024", "1 to 65536", "shared-memory sessions at a time", {1, 65536}));
+  keys->push_back({.name = "server.http",
+                   .type = "address",
+                   .default_text = "(none)",
+                   .valid = "127.0.0.1:PORT, [::1]:PORT, localhost:PORT; port 0: a free one",
+                   .meaning = "where /metrics and /healthz are served",
+                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+                     RETURN_IF_ERROR(metrics::ParseHttpAddress(v[0]).status());
+                     c->server.http = v[0];
+                     return absl::OkStatus();
+                   },
+                   .print = [](const Config& c) { return c.server.http; }});
 }
 
 void AddAuthKeys(std::vector<ConfigKey>* keys) {
@@ -433,7 +445,7 @@ void ApplyMachineDefaults(const Machine& machine, Config* config) {
   config->server.listen = {absl::StrCat("unix:", machine.default_socket_path)};
 }
 
-absl::Status CheckConfig(const Config& config) {
+absl::Status CheckConfig(const Config& config, const Machine& machine) {
   RETURN_IF_ERROR(CheckAccess(config));
   if (!config.gpu.device.empty() && config.gpu.bytes == 0) {
     return absl::InvalidArgumentError(
@@ -454,6 +466,14 @@ absl::Status CheckConfig(const Config& config) {
   if (config.dram.bytes == 0) {
     return absl::InvalidArgumentError(
         "tier.dram.bytes has no default on this machine; e.g. tier.dram.bytes=1GiB");
+  }
+  // Faulting in more than there is would end in the kernel's choice of what to kill.
+  const uint64_t wanted = config.dram.bytes + config.gpu.bytes;
+  if (machine.memory_bytes != 0 && wanted > machine.memory_bytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("tier.dram.bytes and tier.gpu.bytes together are ", PrintBytes(wanted),
+                     ", more than the memory of this machine or cgroup; valid: at most ",
+                     PrintBytes(machine.memory_bytes)));
   }
   return absl::OkStatus();
 }

@@ -36,6 +36,6 @@ const ConfigKey* FindConfigKey(std::string_view name);
 // Defaults that depend on the machine: DRAM size, socket path.
 void ApplyMachineDefaults(const Machine& machine, Config* config);
 // Rules over several keys.
-absl::Status CheckConfig(const Config& config);
+absl::Status CheckConfig(const Config& config, const Machine& machine);
 
 }  // namespace kvstore::daemon

@@ -19,6 +19,7 @@
 #include "kvstore/base/text.h"
 #include "kvstore/base/units.h"
 #include "kvstore/daemon/machine.h"
+#include "kvstore/daemon/monitoring.h"
 #include "kvstore/service/service.h"
 #include "kvstore/store/store.h"
 #include "tiers/dram/dram_tier.h"
@@ -79,11 +80,13 @@ struct Daemon::State {
   absl::Status OpenTiers();
   absl::Status OpenStore();
   absl::Status OpenService();
+  absl::Status OpenMonitoring();
   service::ServiceOptions FitToFileLimit(service::ServiceOptions options);
   std::vector<std::string> Degraded();
   void NoteReload(const std::string& what, const absl::Status& status);
   std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
   void LogStart();
+  absl::Status Drain(absl::Duration time);
 
   const Config config;
   absl::Mutex mutex;
@@ -98,6 +101,7 @@ struct Daemon::State {
   std::unique_ptr<tiers::NvmeTier> nvme;
   std::unique_ptr<store::Store> store;
   std::unique_ptr<service::Service> service;
+  std::unique_ptr<metrics::HttpServer> http;
   bool is_stopped = false;
 };
 
@@ -215,6 +219,19 @@ absl::Status Daemon::State::OpenService() {
   return service->Start();
 }
 
+absl::Status Daemon::State::OpenMonitoring() {
+  if (config.server.http.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(
+      http, StartMonitoring(config.server.http, {.core = *core,
+                                                 .store = *store,
+                                                 .service = *service,
+                                                 .clock = clock,
+                                                 .version = KVSTORE_VERSION,
+                                                 .commit = KVSTORE_COMMIT,
+                                                 .degraded = [this] { return Degraded(); }}));
+  return absl::OkStatus();
+}
+
 std::vector<std::string> Daemon::State::Degraded() {
   absl::MutexLock lock(&mutex);
   std::vector<std::string> lines = degraded;
@@ -262,6 +279,30 @@ void Daemon::State::LogStart() {
   for (const std::string& line : lines) Log(LogLevel::kWarning, "degraded", {{"mode", line}});
 }
 
+absl::Status Daemon::State::Drain(absl::Duration time) {
+  // Shared with the store's callback, which may come when we have stopped waiting.
+  struct Outcome {
+    absl::Notification is_known;
+    absl::StatusOr<store::DrainResult> result = absl::UnknownError("");
+  };
+  auto outcome = std::make_shared<Outcome>();
+  core->Post([this, outcome] {
+    store->Drain([outcome](absl::StatusOr<store::DrainResult> result) {
+      outcome->result = std::move(result);
+      outcome->is_known.Notify();
+    });
+  });
+  if (!outcome->is_known.WaitForNotificationWithTimeout(time)) {
+    return absl::DeadlineExceededError(
+        "moves between tiers were not finished in time; blocks that are in DRAM only are lost");
+  }
+  RETURN_IF_ERROR(outcome->result.status());
+  Log(LogLevel::kInfo, "drained",
+      {{"written_blocks", outcome->result->written_blocks},
+       {"memory_only_blocks", outcome->result->memory_only_blocks}});
+  return absl::OkStatus();
+}
+
 std::string VersionText() { return absl::StrCat(KVSTORE_VERSION, " (", KVSTORE_COMMIT, ")"); }
 
 Daemon::Daemon(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -277,6 +318,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(LoadedConfig config) {
   RETURN_IF_ERROR(daemon->state_->OpenTiers());
   RETURN_IF_ERROR(daemon->state_->OpenStore());
   RETURN_IF_ERROR(daemon->state_->OpenService());
+  RETURN_IF_ERROR(daemon->state_->OpenMonitoring());
   daemon->state_->LogStart();
   return daemon;
 }
@@ -322,17 +364,11 @@ absl::Status Daemon::Stop(absl::Duration drain_time) {
   if (state.is_stopped) return absl::OkStatus();
   state.is_stopped = true;
   absl::Status unfinished;
-  if (state.service != nullptr) state.service->SetDraining();
-  if (state.store != nullptr && drain_time > absl::ZeroDuration()) {
-    // Shared with the store's callback, which may come when we have stopped waiting.
-    auto drained = std::make_shared<absl::Notification>();
-    state.core->Post([&state, drained] { state.store->Drain([drained] { drained->Notify(); }); });
-    if (!drained->WaitForNotificationWithTimeout(drain_time)) {
-      unfinished = absl::DeadlineExceededError(
-          "moves between tiers were not finished in time; blocks that are in DRAM only are lost");
-    }
-  }
+  if (state.service != nullptr) state.service->SetStopping();
+  if (state.store != nullptr && drain_time > absl::ZeroDuration())
+    unfinished = state.Drain(drain_time);
   if (state.service != nullptr) state.service->Stop(kStopGrace);
+  state.http.reset();  // what it asked of the core runs before the store goes
   state.core->RunAndWait([&state] {
     if (state.nvme != nullptr) state.nvme->Stop();
     if (state.gpu != nullptr) state.gpu->Stop();

@@ -96,6 +96,7 @@ void AcquireCall::WriteWaiting() {
   const bool is_first = waiting_->is_first;
   const bool is_last = waiting_->is_last;
   waiting_.reset();
+  if (is_first) Count(absl::StatusCode::kOk);
   if (is_last) {
     has_ended_ = true;
     is_finishing_with_first_ = is_first;
@@ -118,7 +119,13 @@ void AcquireCall::OnWriteDone(bool ok) {
 void AcquireCall::End(const absl::Status& status) {
   if (has_ended_) return;
   has_ended_ = true;
+  if (!is_counted_) Count(status.code());
   Finish(ToGrpc(status));
+}
+
+void AcquireCall::Count(absl::StatusCode code) {
+  is_counted_ = true;
+  parts_.times.Record(Operation::kAcquire, code, parts_.clock.Now() - scope_.entered);
 }
 
 void AcquireCall::OnCancel() {

@@ -29,13 +29,16 @@ class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>,
   void OnDone() override;
 
  private:
-  explicit AcquireCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {}
+  explicit AcquireCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {
+    scope_.entered = parts.clock.Now();  // should the call be refused
+  }
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                        const v1::AcquireRequest& request);
   void StartOnCore(NamespaceKey key, BlockKeys blocks, store::AcquireOptions options);
   void OnUpdate(store::AcquireUpdate update);
   void WriteWaiting();
   void End(const absl::Status& status);
+  void Count(absl::StatusCode code);
 
   const CallParts& parts_;
   Executor& edge_;
@@ -44,6 +47,7 @@ class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>,
   std::atomic<bool> is_cancelled_{false};
   // Edge thread; read in OnDone(), after the end.
   bool has_ended_ = false;
+  bool is_counted_ = false;
   bool is_writing_ = false;
   bool is_first_delivered_ = false;
   bool is_finishing_with_first_ =

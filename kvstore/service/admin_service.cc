@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
+#include "kvstore/service/drain_call.h"
 #include "kvstore/service/translate.h"
 
 namespace kvstore::service {
@@ -48,6 +49,11 @@ void WriteTier(const store::TierRow& row, v1::TierStatus* out) {
   counters["demoted_pages"] = row.counters.demoted_pages;
   counters["move_failures"] = row.counters.move_failures;
   counters["recovered_pages"] = row.counters.recovered_pages;
+  counters["verified_pages"] = row.counters.verified_pages;
+  counters["differing_pages"] = row.counters.differing_pages;
+  counters["unreadable_pages"] = row.counters.unreadable_pages;
+  counters["deadline_misses"] = row.counters.deadline_misses;
+  out->set_waiting_moves(row.waiting_moves);
 }
 
 void WriteCounters(const store::StoreCounters& c,
@@ -68,8 +74,8 @@ void WriteCounters(const store::StoreCounters& c,
   (*out)["truncated_loads"] = c.truncated_loads;
 }
 
-void WriteStatus(const store::StoreStatus& status, const DaemonFacts& facts, absl::Time now,
-                 v1::StatusResponse* out) {
+void WriteStatus(const store::StoreStatus& status, const store::DrainResult& drain,
+                 const DaemonFacts& facts, absl::Time now, v1::StatusResponse* out) {
   for (std::string& line : facts.degraded()) out->add_degraded(std::move(line));
   for (const store::TierRow& row : status.tiers) {
     WriteTier(row, out->add_tiers());
@@ -79,7 +85,7 @@ void WriteStatus(const store::StoreStatus& status, const DaemonFacts& facts, abs
           absl::StrCat("tier ", AbslView(tiers::TierName(row.kind)), " is ", StateName(row.state)));
     }
   }
-  out->set_health(facts.is_draining()        ? v1::StatusResponse::HEALTH_DRAINING
+  out->set_health(status.is_draining         ? v1::StatusResponse::HEALTH_DRAINING
                   : out->degraded_size() > 0 ? v1::StatusResponse::HEALTH_DEGRADED
                                              : v1::StatusResponse::HEALTH_SERVING);
   out->set_version(facts.version);
@@ -92,6 +98,7 @@ void WriteStatus(const store::StoreStatus& status, const DaemonFacts& facts, abs
   out->set_blocks(status.blocks);
   out->set_namespaces(status.namespaces);
   out->set_is_recovering(status.is_recovering);
+  if (status.is_draining) WriteDrain(drain, out->mutable_drain());
   WriteCounters(status.counters, out->mutable_counters());
   for (const auto& [name, value] : facts.counters()) (*out->mutable_counters())[name] = value;
 }
@@ -213,10 +220,11 @@ grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::Statu
                                                v1::StatusResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->PostToCore([&parts = parts_, &facts = facts_, call, response] {
-    call->End(absl::OkStatus(), [&parts, &facts, response, status = parts.store.status()] {
-      WriteStatus(status, facts, parts.clock.Now(), response);
+    call->End(absl::OkStatus(), [&parts, &facts, response, status = parts.store.status(),
+                                 drain = parts.store.drain_progress()] {
+      WriteStatus(status, drain, facts, parts.clock.Now(), response);
     });
   });
   return call.get();
@@ -226,7 +234,7 @@ grpc::ServerUnaryReactor* AdminService::Config(Context* context, const v1::Confi
                                                v1::ConfigResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->End(absl::OkStatus(), [&facts = facts_, response] {
     for (DaemonFacts::ConfigRow& row : facts.config()) {
       auto* value = response->add_values();
@@ -242,7 +250,7 @@ grpc::ServerUnaryReactor* AdminService::Namespaces(Context* context, const v1::N
                                                    v1::NamespacesResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->PostToCore([&parts = parts_, call, response] {
     call->End(absl::OkStatus(), [response, rows = parts.store.ListNamespaces()] {
       for (const store::NamespaceRow& row : rows)
@@ -264,7 +272,7 @@ grpc::ServerUnaryReactor* AdminService::List(Context* context, const v1::ListReq
     return UnaryCall::Refuse(absl::InvalidArgumentError(
         absl::StrCat("limit: ", request->limit(), "; at most ", kListMax)));
   }
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->PostToCore([&parts = parts_, call, response, name = request->namespace_(), tier = *tier,
                     limit = request->limit() == 0 ? kListDefault : request->limit()] {
     absl::StatusOr<store::Store::OpenedNamespace> ns =
@@ -285,7 +293,7 @@ grpc::ServerUnaryReactor* AdminService::Evict(Context* context, const v1::EvictR
     return UnaryCall::Refuse(status);
   absl::StatusOr<tiers::TierKind> tier = ReadTier(request->tier());
   if (!tier.ok()) return UnaryCall::Refuse(tier.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->PostToCore([&parts = parts_, call, response, name = request->namespace_(), tier = *tier] {
     absl::StatusOr<store::Store::OpenedNamespace> ns =
         FindForAdmin(parts.store, call->scope().tenant, name);
@@ -313,6 +321,32 @@ grpc::ServerWriteReactor<v1::VerifyResponse>* AdminService::Verify(
     });
   });
   if (!is_posted) call->End(CoreIsBusy());
+  return call.get();
+}
+
+grpc::ServerWriteReactor<v1::DrainResponse>* AdminService::Drain(Context* context,
+                                                                 const v1::DrainRequest*) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kBulk);
+  if (!entered.ok()) return DrainCall::Refuse(entered.status());
+  return DrainCall::Start(parts_, facts_, *std::move(entered));
+}
+
+grpc::ServerUnaryReactor* AdminService::Resume(Context* context, const v1::ResumeRequest*,
+                                               v1::ResumeResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
+  call->PostToCore([&parts = parts_, &facts = facts_, call, response] {
+    // Asked on the core: the drain of a stopping daemon comes after this flag is set.
+    if (facts.is_stopping())
+      return call->End(absl::FailedPreconditionError("the daemon is stopping"));
+    const bool was_draining = parts.store.status().is_draining;
+    parts.store.Resume();
+    call->End(absl::OkStatus(), [&facts, response, was_draining] {
+      facts.set_draining(false);
+      response->set_was_draining(was_draining);
+    });
+  });
   return call.get();
 }
 

@@ -29,6 +29,9 @@ class AdminService final : public v1::Admin::CallbackService {
   grpc::ServerUnaryReactor* List(Context*, const v1::ListRequest*, v1::ListResponse*) override;
   grpc::ServerUnaryReactor* Evict(Context*, const v1::EvictRequest*, v1::EvictResponse*) override;
   grpc::ServerWriteReactor<v1::VerifyResponse>* Verify(Context*, const v1::VerifyRequest*) override;
+  grpc::ServerWriteReactor<v1::DrainResponse>* Drain(Context*, const v1::DrainRequest*) override;
+  grpc::ServerUnaryReactor* Resume(Context*, const v1::ResumeRequest*,
+                                   v1::ResumeResponse*) override;
 
  private:
   absl::StatusOr<CallScope> Enter(const Context& context, CallKind kind) const;

@@ -61,6 +61,7 @@ absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller
   }
   scope.salt = parts.access.Now()->SaltOf(scope.tenant);
   scope.server_deadline = ServerDeadline(parts, context, kind);
+  scope.entered = parts.clock.Now();
   return scope;
 }
 
@@ -76,11 +77,12 @@ absl::Status CoreIsBusy() {
       "the core is behind: limits.core_queue calls wait for it; wait and try again");
 }
 
-UnaryCall::UnaryCall(const CallParts& parts, CallScope scope)
-    : parts_(parts), edge_(parts.edges.Next()), scope_(std::move(scope)) {}
+UnaryCall::UnaryCall(const CallParts& parts, CallScope scope, Operation operation)
+    : parts_(parts), edge_(parts.edges.Next()), scope_(std::move(scope)), operation_(operation) {}
 
-std::shared_ptr<UnaryCall> UnaryCall::Start(const CallParts& parts, CallScope scope) {
-  std::shared_ptr<UnaryCall> call(new UnaryCall(parts, std::move(scope)));
+std::shared_ptr<UnaryCall> UnaryCall::Start(const CallParts& parts, CallScope scope,
+                                            Operation operation) {
+  std::shared_ptr<UnaryCall> call(new UnaryCall(parts, std::move(scope), operation));
   call->self_ = call;
   if (call->scope_.server_deadline.has_value()) {
     call->edge_.Post([weak = std::weak_ptr<UnaryCall>(call), &edge = call->edge_,
@@ -113,6 +115,8 @@ void UnaryCall::End(absl::Status status, Task fill, Task undo) {
     self->has_ended_ = true;
     self->undo_ = std::move(undo);
     if (status.ok() && fill) fill();
+    self->parts_.times.Record(self->operation_, status.code(),
+                              self->parts_.clock.Now() - self->scope_.entered);
     self->Finish(ToGrpc(status));
   });
 }

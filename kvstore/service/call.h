@@ -27,6 +27,7 @@
 #include "kvstore/base/executor.h"
 #include "kvstore/service/access_list.h"
 #include "kvstore/service/call_gate.h"
+#include "kvstore/service/call_times.h"
 #include "kvstore/service/caller.h"
 #include "kvstore/service/edge_pool.h"
 #include "kvstore/service/session_table.h"
@@ -42,6 +43,7 @@ struct CallParts {
   CallGate& gate;
   SessionTable& sessions;
   const AccessTable& access;
+  CallTimes& times;
   const Clock& clock;
   absl::Duration call_deadline;  // of calls that carry none
   absl::Duration bulk_deadline;  // of Put, Get, Acquire, Verify that carry none
@@ -60,6 +62,7 @@ struct CallScope {
   // When the server itself must end the call: set if gRPC will not, because the client gave no
   // deadline or one beyond kDeadlineMax.
   std::optional<absl::Duration> server_deadline;
+  absl::Time entered;
   CallGate::Ticket ticket;
 };
 // Calls of the admin service are counted apart from the data calls of the same uid: who floods can
@@ -79,7 +82,8 @@ absl::StatusOr<SessionRecord> SessionOf(const CallScope& scope);
 class UnaryCall final : public grpc::ServerUnaryReactor,
                         public std::enable_shared_from_this<UnaryCall> {
  public:
-  static std::shared_ptr<UnaryCall> Start(const CallParts& parts, CallScope scope);
+  static std::shared_ptr<UnaryCall> Start(const CallParts& parts, CallScope scope,
+                                          Operation operation);
   // A call that is refused before it starts.
   static grpc::ServerUnaryReactor* Refuse(const absl::Status& status);
 
@@ -99,11 +103,12 @@ class UnaryCall final : public grpc::ServerUnaryReactor,
   void OnDone() override;
 
  private:
-  UnaryCall(const CallParts& parts, CallScope scope);
+  UnaryCall(const CallParts& parts, CallScope scope, Operation operation);
 
   const CallParts& parts_;
   Executor& edge_;
   CallScope scope_;
+  const Operation operation_;
   std::atomic<bool> is_cancelled_{false};
   bool has_ended_ = false;           // edge thread
   Task undo_;                        // edge thread, then OnDone()

@@ -22,7 +22,9 @@ struct DaemonFacts {
   absl::Time started;        // on the service's clock
   std::function<std::vector<ConfigRow>()> config;
   std::function<std::vector<std::string>()> degraded;  // condition and effect, one line each
-  std::function<bool()> is_draining;
+  std::function<bool()> is_stopping;
+  // Tells gRPC health checks whether saves are taken; without effect once the daemon is stopping.
+  std::function<void(bool is_draining)> set_draining;
   std::function<std::vector<std::pair<std::string, uint64_t>>()>
       counters;  // of the doors: name, value since start
 };

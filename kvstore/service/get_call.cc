@@ -175,6 +175,7 @@ bool GetCall::LoadPage(uint32_t block, std::byte* page) {
 void GetCall::WriteEnd() {
   message_.set_delivered_blocks(next_block_);
   has_ended_ = true;
+  parts_.times.Record(Operation::kGet, absl::StatusCode::kOk, parts_.clock.Now() - scope_.entered);
   StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
 }
 
@@ -204,6 +205,7 @@ void GetCall::OnWriteDone(bool ok) {
 void GetCall::End(const absl::Status& status) {
   if (has_ended_) return;
   has_ended_ = true;
+  parts_.times.Record(Operation::kGet, status.code(), parts_.clock.Now() - scope_.entered);
   Finish(ToGrpc(status));
 }
 

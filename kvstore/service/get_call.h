@@ -31,7 +31,9 @@ class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>,
   void OnDone() override;
 
  private:
-  explicit GetCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {}
+  explicit GetCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {
+    scope_.entered = parts.clock.Now();  // should the call be refused
+  }
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                        const v1::GetRequest& request);
   // Core thread.

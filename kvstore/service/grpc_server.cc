@@ -63,8 +63,8 @@ void AddConnection(grpc::Server& server, UniqueFd connection) {
   grpc::AddInsecureChannelFromFd(&server, connection.Take());
 }
 
-void SetNotServing(grpc::Server& server) {
-  if (auto* health = server.GetHealthCheckService()) health->SetServingStatus(false);
+void SetServing(grpc::Server& server, bool is_serving) {
+  if (auto* health = server.GetHealthCheckService()) health->SetServingStatus(is_serving);
 }
 
 }  // namespace kvstore::service

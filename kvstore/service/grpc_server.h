@@ -21,6 +21,7 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(
 // connection is closed at once. Any thread.
 void AddConnection(grpc::Server& server, UniqueFd connection);
 
-void SetNotServing(grpc::Server& server);
+// What its health service says.
+void SetServing(grpc::Server& server, bool is_serving);
 
 }  // namespace kvstore::service

@@ -34,6 +34,8 @@ absl::Status IdentityServers::Update(const std::vector<Caller>& callers) {
   {
     absl::MutexLock lock(&mutex_);
     identities_ = after;
+    for (const std::shared_ptr<Identity>& identity : after)
+      service::SetServing(*identity->server, is_serving_);
   }
   for (const std::shared_ptr<Identity>& identity : before) {
     if (std::ranges::find(after, identity) == after.end())
@@ -48,8 +50,11 @@ void IdentityServers::HandOver(UniqueFd connection, const Caller& caller) {
   }
 }
 
-void IdentityServers::SetDraining() {
-  for (const std::shared_ptr<Identity>& identity : Current()) SetNotServing(*identity->server);
+void IdentityServers::SetServing(bool is_serving) {
+  absl::MutexLock lock(&mutex_);
+  is_serving_ = is_serving;
+  for (const std::shared_ptr<Identity>& identity : identities_)
+    service::SetServing(*identity->server, is_serving);
 }
 
 void IdentityServers::Shutdown(std::chrono::system_clock::time_point deadline) {

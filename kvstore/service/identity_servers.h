@@ -35,7 +35,8 @@ class IdentityServers {
   absl::Status Update(const std::vector<Caller>& callers) ABSL_LOCKS_EXCLUDED(mutex_);
   // Closes the connection if `caller` has no server.
   void HandOver(UniqueFd connection, const Caller& caller) ABSL_LOCKS_EXCLUDED(mutex_);
-  void SetDraining() ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the health services say, also of servers to come.
+  void SetServing(bool is_serving) ABSL_LOCKS_EXCLUDED(mutex_);
   void Shutdown(std::chrono::system_clock::time_point deadline) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -57,6 +58,7 @@ class IdentityServers {
   grpc::ResourceQuota& quota_;
   mutable absl::Mutex mutex_;
   Identities identities_ ABSL_GUARDED_BY(mutex_);
+  bool is_serving_ ABSL_GUARDED_BY(mutex_) = true;
 };
 
 }  // namespace kvstore::service

@@ -146,7 +146,7 @@ grpc::ServerUnaryReactor* KvStoreService::OpenNamespace(Context* context,
     }
     spec->salt = entered->salt;
   }
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kOpenNamespace);
   call->PostToCore(
       [&parts = parts_, call, response, spec = *std::move(spec), name = request->name()]() mutable {
         if (call->is_cancelled()) return;
@@ -167,7 +167,7 @@ grpc::ServerUnaryReactor* KvStoreService::FindNamespace(Context* context,
   ENTER_UNARY(CallKind::kControl, request);
   absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_(), entered->salt);
   REFUSE_IF_ERROR(key.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kFindNamespace);
   call->PostToCore([&parts = parts_, call, response, key = *std::move(key)] {
     absl::StatusOr<store::Store::OpenedNamespace> ns =
         service::FindNamespace(parts.store, call->scope().tenant, key);
@@ -185,7 +185,7 @@ grpc::ServerUnaryReactor* KvStoreService::Match(Context* context, const v1::Matc
   REFUSE_IF_ERROR(key.status());
   absl::StatusOr<BlockKeys> blocks = ReadBlockKeys(request->hashes(), request->tokens());
   REFUSE_IF_ERROR(blocks.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kMatch);
   call->PostToCore([&parts = parts_, call, response, key = *std::move(key),
                     blocks = *std::move(blocks)]() mutable {
     if (call->is_cancelled()) return;
@@ -215,7 +215,7 @@ grpc::ServerUnaryReactor* KvStoreService::Release(Context* context,
   REFUSE_IF_ERROR(session.status());
   absl::StatusOr<BadByLease> leases = ReadRelease(*request);
   REFUSE_IF_ERROR(leases.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kRelease);
   call->PostToCore([&parts = parts_, call, session = session->id, leases = *std::move(leases)] {
     for (const auto& [lease, bad] : leases) {
       // NotFound: it has expired, as the contract says.
@@ -236,7 +236,7 @@ grpc::ServerUnaryReactor* KvStoreService::Renew(Context* context, const v1::Rene
     return UnaryCall::Refuse(
         absl::InvalidArgumentError(absl::StrCat("lease: at most ", kBlocksPerCallMax)));
   }
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kRenew);
   call->PostToCore(
       [&parts = parts_, call, session = session->id,
        leases = std::vector<uint64_t>(request->lease().begin(), request->lease().end())] {
@@ -260,7 +260,7 @@ grpc::ServerUnaryReactor* KvStoreService::Reserve(Context* context,
   }
   absl::StatusOr<ReservePlan> plan = ReadReserve(*request, entered->salt);
   REFUSE_IF_ERROR(plan.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kReserve);
   call->PostToCore([&parts = parts_, call, response, session = session->id,
                     plan = *std::move(plan)] {
     if (call->is_cancelled()) return;
@@ -290,7 +290,7 @@ grpc::ServerUnaryReactor* KvStoreService::Commit(Context* context, const v1::Com
   REFUSE_IF_ERROR(session.status());
   absl::StatusOr<std::vector<store::CommitBlock>> blocks = ReadCommit(*request);
   REFUSE_IF_ERROR(blocks.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kCommit);
   call->PostToCore([&parts = parts_, call, session = session->id,
                     reservation = ReservationId(request->reservation()),
                     blocks = *std::move(blocks)] {
@@ -304,7 +304,7 @@ grpc::ServerUnaryReactor* KvStoreService::Abort(Context* context, const v1::Abor
   ENTER_UNARY(CallKind::kControl, request);
   absl::StatusOr<SessionRecord> session = SessionOf(*entered);
   REFUSE_IF_ERROR(session.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAbort);
   call->PostToCore([&parts = parts_, call, session = session->id,
                     reservation = ReservationId(request->reservation())] {
     call->End(parts.store.Abort(session, reservation));
@@ -327,7 +327,7 @@ grpc::ServerUnaryReactor* KvStoreService::Clear(Context* context, const v1::Clea
   ENTER_UNARY(CallKind::kControl, request);
   absl::StatusOr<NamespaceKey> key = ReadNamespaceRef(request->namespace_(), entered->salt);
   REFUSE_IF_ERROR(key.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kClear);
   call->PostToCore([&parts = parts_, call, response, key = *std::move(key)] {
     store::Store& store = parts.store;
     absl::StatusOr<store::Store::OpenedNamespace> ns =

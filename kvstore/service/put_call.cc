@@ -218,6 +218,7 @@ void PutCall::EndStored() {
 void PutCall::End(const absl::Status& status) {
   if (has_ended_) return;
   has_ended_ = true;
+  parts_.times.Record(Operation::kPut, status.code(), parts_.clock.Now() - scope_.entered);
   Finish(ToGrpc(status));
 }
 

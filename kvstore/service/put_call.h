@@ -36,7 +36,9 @@ class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>,
 
  private:
   PutCall(const CallParts& parts, v1::PutResponse* response)
-      : parts_(parts), edge_(parts.edges.Next()), response_(response) {}
+      : parts_(parts), edge_(parts.edges.Next()), response_(response) {
+    scope_.entered = parts.clock.Now();  // should the call be refused
+  }
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context);
 
   // Edge thread.

@@ -4,11 +4,14 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/service/access_list.h"
 #include "kvstore/service/admin_service.h"
+#include "kvstore/service/call_times.h"
 #include "kvstore/service/edge_pool.h"
 #include "kvstore/service/grpc_server.h"
 #include "kvstore/service/identity_servers.h"
@@ -106,6 +109,7 @@ struct Service::State {
               .gate = gate,
               .sessions = sessions,
               .access = access,
+              .times = times,
               .clock = clock,
               .call_deadline = o.call_deadline,
               .bulk_deadline = o.bulk_deadline,
@@ -120,17 +124,20 @@ struct Service::State {
   void MakeDoors(SlabExporter exporter, store::Store& store, Executor& core, const Clock& clock);
   void TakeListeners(Listeners bound);
   std::vector<Caller> Callers() const;
+  void SetDraining(bool is_draining) ABSL_LOCKS_EXCLUDED(health_mutex);
 
   const ServiceOptions options;
   CallGate gate;
   SessionTable sessions;
+  CallTimes times;
   EdgePool edges;
   DaemonFacts facts;
   AccessTable access;
   const AccessTable admin_access;  // nobody but the owners
   const CallParts parts;
   AdminService admin;
-  std::atomic<bool> is_draining{false};
+  std::atomic<bool> is_stopping{false};
+  absl::Mutex health_mutex;  // gRPC's health services change together
   bool is_stopped = false;
   bool has_plain_tcp = false;
   grpc::ResourceQuota quota;
@@ -194,7 +201,8 @@ std::vector<Caller> Service::State::Callers() const {
 }
 
 void Service::State::FillFacts() {
-  facts.is_draining = [this] { return is_draining.load(std::memory_order_relaxed); };
+  facts.is_stopping = [this] { return is_stopping.load(std::memory_order_relaxed); };
+  facts.set_draining = [this](bool is_draining) { SetDraining(is_draining); };
   facts.counters = [this] {
     const ConnectionDoor::Counters d = door->counters();
     const MemorySocketServer::Counters m = memory->counters();
@@ -224,6 +232,13 @@ void Service::State::FillFacts() {
                              {"tls_ended_by_reload", p.ended_by_reload}});
     return rows;
   };
+}
+
+void Service::State::SetDraining(bool is_draining) {
+  absl::MutexLock lock(&health_mutex);
+  const bool is_serving = !is_draining && !is_stopping.load(std::memory_order_relaxed);
+  identities.SetServing(is_serving);
+  SetServing(*admin_server, is_serving);
 }
 
 Service::Service(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -279,10 +294,14 @@ void Service::ReloadTls(std::shared_ptr<const TlsContext> tls) {
   state_->tls_pump->Recheck();
 }
 
-void Service::SetDraining() {
-  state_->is_draining.store(true, std::memory_order_relaxed);
-  state_->identities.SetDraining();
-  SetNotServing(*state_->admin_server);
+void Service::SetStopping() {
+  state_->is_stopping.store(true, std::memory_order_relaxed);
+  state_->SetDraining(true);
+}
+
+std::vector<CallRow> Service::calls() const { return state_->times.Rows(); }
+std::vector<std::pair<std::string, uint64_t>> Service::counters() const {
+  return state_->facts.counters();
 }
 
 void Service::Stop(absl::Duration grace) {

@@ -2,7 +2,7 @@
 // server on a socket of its own, edge threads.
 //
 // Start-up order: Create() binds and locks the socket paths, Start() lets clients in. Shut-down:
-// SetDraining(), then Stop(), then the core and the store may go, then this object (closures on the
+// SetStopping(), then Stop(), then the core and the store may go, then this object (closures on the
 // core refer to it).
 //
 // Threads: thread-safe.
@@ -23,6 +23,7 @@
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
 #include "kvstore/service/call_gate.h"
+#include "kvstore/service/call_times.h"
 #include "kvstore/service/connection_door.h"
 #include "kvstore/service/daemon_facts.h"
 #include "kvstore/service/memory_socket_server.h"
@@ -55,9 +56,9 @@ struct ServiceOptions {
 
 class Service {
  public:
-  // `store`, `core` and `clock` outlive the service. `facts.counters` and `facts.is_draining` are
-  // filled in here. Errors: AlreadyExists, a socket is in use; InvalidArgument, an address;
-  // FailedPrecondition, an unsafe path; errno's.
+  // `store`, `core` and `clock` outlive the service. `facts.counters`, `facts.is_stopping` and
+  // `facts.set_draining` are filled in here. Errors: AlreadyExists, a socket is in use;
+  // InvalidArgument, an address; FailedPrecondition, an unsafe path; errno's.
   static absl::StatusOr<std::unique_ptr<Service>> Create(const ServiceOptions& options,
                                                          store::Store& store, Executor& core,
                                                          SlabExporter exporter, DaemonFacts facts,
@@ -73,8 +74,12 @@ class Service {
   // For handshakes from now on. Connections whose certificate it does not accept end soon.
   // Requires: options.tls was set.
   void ReloadTls(std::shared_ptr<const TlsContext> tls);
-  // Health turns to NOT_SERVING, status to draining; calls are still served.
-  void SetDraining();
+  // The daemon is about to stop: health turns to NOT_SERVING for good, a drain cannot be taken
+  // back; calls are still served.
+  void SetStopping();
+  // What a metrics page shows. `facts.counters` are those of the doors.
+  std::vector<CallRow> calls() const;
+  std::vector<std::pair<std::string, uint64_t>> counters() const;
   // Ends all connections and sessions; calls in progress get `grace` to finish. The core must still
   // run. Idempotent.
   void Stop(absl::Duration grace);

@@ -29,6 +29,7 @@ void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Do
   move.waiters.push_back(std::move(done));
   moves_.emplace(key, std::move(move));
   copies_.Hold(id);
+  num_write_behinds_ += purpose == MovePurpose::kWriteBehind;
   (purpose == MovePurpose::kLoad ? device.loads : device.write_behinds).push_back(key);
   PostPump(device);
 }
@@ -79,24 +80,25 @@ void Moves::Issue(uint64_t key) {
   const absl::StatusOr<PageId> page = copies_.TakePage(dst, copies_.PoolOf(id));
   if (!page.ok()) return Finish(key, page.status());
   copies_.BeginWrite(id, dst, *page);
-  Submit(key, moves_.find(key)->second, *page);
+  Submit(key, &moves_.find(key)->second, *page);
 }
 
-void Moves::Submit(uint64_t key, const Move& move, PageId dst_page) {
-  Device& device = DeviceOf(move);
+void Moves::Submit(uint64_t key, Move* move, PageId dst_page) {
+  Device& device = DeviceOf(*move);
   ++device.in_flight;
-  if (move.purpose == MovePurpose::kWriteBehind) ++device.write_behinds_in_flight;
-  const absl::Time deadline = clock_.Now() + deadline_;
-  const PageIdentity identity = copies_.IdentityOf(move.id);
+  if (move->purpose == MovePurpose::kWriteBehind) ++device.write_behinds_in_flight;
+  move->submitted = clock_.Now();
+  const absl::Time deadline = move->submitted + deadline_;
+  const PageIdentity identity = copies_.IdentityOf(move->id);
   auto done = [this, key](absl::Status status) { OnCopied(key, std::move(status)); };
   tiers::Tier* dram = copies_.tier(TierKind::kDram);
-  if (move.dst == TierKind::kDram) {
-    copies_.tier(move.src)->Read(copies_.page(move.id, move.src), identity,
-                                 *dram->Address(dst_page), deadline, std::move(done));
+  if (move->dst == TierKind::kDram) {
+    copies_.tier(move->src)->Read(copies_.page(move->id, move->src), identity,
+                                  *dram->Address(dst_page), deadline, std::move(done));
   } else {
-    copies_.tier(move.dst)->Write(dst_page, identity,
-                                  *dram->Address(copies_.page(move.id, move.src)), deadline,
-                                  std::move(done));
+    copies_.tier(move->dst)->Write(dst_page, identity,
+                                   *dram->Address(copies_.page(move->id, move->src)), deadline,
+                                   std::move(done));
   }
 }
 
@@ -107,12 +109,10 @@ void Moves::OnCopied(uint64_t key, absl::Status status) {
   if (move.purpose == MovePurpose::kWriteBehind) --device.write_behinds_in_flight;
   const NodeId id = move.id;
   const TierKind dst = move.dst;
+  Count(move, status);
   if (status.ok()) {
     copies_.Publish(id, dst, Recency::kNewest);
-    ++(dst < move.src ? copies_.counters(move.src).promoted_pages
-                      : copies_.counters(dst).demoted_pages);
   } else {
-    ++copies_.counters(dst < move.src ? move.src : dst).move_failures;
     copies_.AbandonWrite(id, dst);
     DropSourceIfBad(move, status);
   }
@@ -120,6 +120,25 @@ void Moves::OnCopied(uint64_t key, absl::Status status) {
   if (is_published) on_published_(id, dst);  // before the hold ends: the block is sure to be there
   Finish(key, std::move(status));
   PostPump(device);
+}
+
+// A move checks its source, whichever side reads it: bytes that differ are the source's. Any other
+// failure is the device's.
+void Moves::Count(const Move& move, const absl::Status& status) {
+  const bool is_load = move.dst < move.src;
+  TierCounters& device = copies_.counters(is_load ? move.src : move.dst);
+  TierCounters& source = copies_.counters(move.src);
+  if (status.ok()) {
+    ++source.verified_pages;
+    ++(is_load ? device.promoted_pages : device.demoted_pages);
+    (is_load ? load_times_[Pos(move.src)] : write_times_[Pos(move.dst)])
+        .Record(clock_.Now() - move.submitted);
+    return;
+  }
+  ++device.move_failures;
+  if (absl::IsDataLoss(status)) ++source.differing_pages;
+  if (absl::IsDeadlineExceeded(status)) ++device.deadline_misses;
+  if (absl::IsUnavailable(status) && is_load) ++device.unreadable_pages;
 }
 
 // Read errors are the source's; of the errors of a write only DataLoss is (its bytes are not what
@@ -139,7 +158,8 @@ void Moves::Finish(uint64_t key, absl::Status status) {
     copies_.MarkUnwritable(move.id);
   for (Done& waiter : move.waiters) waiter(status);
   copies_.Unhold(move.id);
-  if (moves_.empty() && on_idle_) on_idle_();
+  if (move.purpose == MovePurpose::kWriteBehind && --num_write_behinds_ == 0 && on_written_)
+    on_written_();
 }
 
 }  // namespace kvstore::store

@@ -20,6 +20,7 @@
 #include "absl/status/status.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
+#include "kvstore/base/latency_histogram.h"
 #include "kvstore/store/copies.h"
 
 namespace kvstore::store {
@@ -45,11 +46,24 @@ class Moves {
   void Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done);
   bool IsMovingTo(NodeId id, TierKind dst) const { return moves_.contains(Key(id, dst)); }
   size_t size() const { return moves_.size(); }
+  // Of those, copies into colder tiers.
+  size_t num_write_behinds() const { return num_write_behinds_; }
+  // Moves that wait for a place in the queue of a device: the GPU's or NVMe's.
+  size_t num_waiting(TierKind kind) const {
+    return devices_[Pos(kind)].loads.size() + devices_[Pos(kind)].write_behinds.size();
+  }
+  // Of moves that ended well: out of `kind` to a hotter tier, into `kind` from a hotter one.
+  LatencyHistogram::Snapshot load_times(TierKind kind) const {
+    return load_times_[Pos(kind)].snapshot();
+  }
+  LatencyHistogram::Snapshot write_times(TierKind kind) const {
+    return write_times_[Pos(kind)].snapshot();
+  }
 
   // Told of every copy that a move published.
   void set_on_published(std::function<void(NodeId, TierKind)> f) { on_published_ = std::move(f); }
-  // Told when the last move has ended.
-  void set_on_idle(std::function<void()> f) { on_idle_ = std::move(f); }
+  // Told when the last write-behind move has ended.
+  void set_on_written(std::function<void()> f) { on_written_ = std::move(f); }
 
  private:
   struct Move {
@@ -58,6 +72,7 @@ class Moves {
     TierKind dst{};
     MovePurpose purpose{};
     std::vector<Done> waiters;
+    absl::Time submitted;  // to the tier
   };
   struct Way {
     NodeId id;
@@ -81,9 +96,10 @@ class Moves {
   bool MayIssue(const Device& device, MovePurpose purpose) const;
   Way Route(uint64_t key) const;
   void Issue(uint64_t key);
-  void Submit(uint64_t key, const Move& move, PageId dst_page);
+  void Submit(uint64_t key, Move* move, PageId dst_page);
   void OnCopied(uint64_t key, absl::Status status);
   void Finish(uint64_t key, absl::Status status);
+  void Count(const Move& move, const absl::Status& status);
   void DropSourceIfBad(const Move& move, const absl::Status& status);
 
   Copies& copies_;
@@ -93,7 +109,10 @@ class Moves {
   absl::flat_hash_map<uint64_t, Move> moves_;
   std::array<Device, tiers::kNumTierKinds> devices_;
   std::function<void(NodeId, TierKind)> on_published_;
-  std::function<void()> on_idle_;
+  std::function<void()> on_written_;
+  size_t num_write_behinds_ = 0;
+  std::array<LatencyHistogram, tiers::kNumTierKinds> load_times_;
+  std::array<LatencyHistogram, tiers::kNumTierKinds> write_times_;
 };
 
 }  // namespace kvstore::store

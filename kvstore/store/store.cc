@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/store/copies.h"
+#include "kvstore/store/drain.h"
 #include "kvstore/store/loads.h"
 #include "kvstore/store/moves.h"
 #include "kvstore/store/namespace_table.h"
@@ -66,6 +67,7 @@ struct Store::State {
         loads(options, copies, moves, sessions, e, c),
         saves(options, copies, namespaces, sessions, e, c),
         verification(copies, moves, e, c, o.move_deadline),
+        drain(copies, moves, write_behind, e),
         sweep(copies, namespaces, e, c),
         clock(c) {
     copies.set_on_dirty_victim(
@@ -73,7 +75,7 @@ struct Store::State {
     auto on_published = [this](NodeId id, TierKind kind) { write_behind.OnPublished(id, kind); };
     moves.set_on_published(on_published);
     saves.set_on_published(on_published);
-    moves.set_on_idle([this] { write_behind.OnIdle(); });
+    moves.set_on_written([this] { drain.OnWritten(); });
   }
 
   absl::Status OpenPools(const Namespace& ns) {
@@ -120,10 +122,10 @@ struct Store::State {
   Loads loads;
   Saves saves;
   Verification verification;
+  store::Drain drain;
   Sweep sweep;
   const Clock& clock;
   bool is_recovering = false;
-  bool is_draining = false;
   bool knows_namespaces = true;
   std::vector<absl::AnyInvocable<void()>> wait_for_namespaces;  // bounded by the calls admitted
 };
@@ -350,7 +352,7 @@ absl::StatusOr<ReserveResult> Store::Reserve(SessionId session, NamespaceId ns,
                                              uint32_t first_block_index,
                                              std::span<const BlockHash> hashes, TierKind tier) {
   RETURN_IF_ERROR(state_->CheckCaller(session, ns));
-  if (state_->is_draining)
+  if (state_->drain.is_on())
     return absl::UnavailableError("the daemon is draining and takes no saves");
   if (tier == TierKind::kNvme || !state_->copies.Has(tier)) {
     return absl::InvalidArgumentError(
@@ -384,6 +386,9 @@ StoreStatus Store::status() const {
                             .stats = tier->stats(),
                             .state = tier->state(),
                             .counters = s.copies.counters(kind),
+                            .load_times = s.moves.load_times(kind),
+                            .write_times = s.moves.write_times(kind),
+                            .waiting_moves = s.moves.num_waiting(kind),
                             .degraded = tier->degraded()});
   }
   status.counters = s.copies.store_counters();
@@ -394,6 +399,7 @@ StoreStatus Store::status() const {
   status.blocks = s.copies.index().num_nodes();
   status.moves_in_flight = s.moves.size();
   status.is_recovering = s.is_recovering;
+  status.is_draining = s.drain.is_on();
   return status;
 }
 
@@ -449,10 +455,13 @@ void Store::Verify(std::optional<TierKind> tier, VerifyMode mode,
   state_->verification.CheckAll(tier, mode, std::move(done));
 }
 
-void Store::Drain(absl::AnyInvocable<void()> done) {
-  state_->is_draining = true;
-  state_->write_behind.Flush(std::move(done));
+void Store::Drain(absl::AnyInvocable<void(absl::StatusOr<DrainResult>)> done) {
+  state_->drain.Start(std::move(done));
 }
+
+DrainResult Store::drain_progress() const { return state_->drain.progress(); }
+
+void Store::Resume() { state_->drain.Cancel(); }
 
 absl::Status Store::CheckInvariants() const { return state_->copies.CheckInvariants(); }
 

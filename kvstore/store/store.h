@@ -36,6 +36,7 @@
 #include "kvstore/base/block_hash.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
+#include "kvstore/base/latency_histogram.h"
 #include "kvstore/base/namespace_spec.h"
 #include "kvstore/base/page_id.h"
 #include "kvstore/base/strong_id.h"
@@ -150,6 +151,12 @@ struct TierCounters {
   uint64_t move_failures = 0;
   uint64_t lost_pages = 0;  // copies dropped because a read failed or differed
   uint64_t recovered_pages = 0;
+  // Pages of this tier that were checked on their way to another one, or to check them. Every
+  // check ends in exactly one of the four.
+  uint64_t verified_pages = 0;
+  uint64_t differing_pages = 0;   // their bytes are not what was committed
+  uint64_t unreadable_pages = 0;  // the device failed
+  uint64_t deadline_misses = 0;   // the device was too late, reads and writes
 };
 struct StoreCounters {
   uint64_t acquires = 0, matched_blocks = 0, requested_blocks = 0;
@@ -167,6 +174,10 @@ struct TierRow {
   tiers::TierStats stats;
   tiers::TierState state{};
   TierCounters counters;
+  // Of moves out of and into this tier that ended well: from their submission to the tier until
+  // the core knew. Moves that wait for the tier are `waiting_moves`.
+  LatencyHistogram::Snapshot load_times, write_times;
+  uint64_t waiting_moves = 0;
   std::string degraded;
 };
 struct StoreStatus {
@@ -175,6 +186,14 @@ struct StoreStatus {
   size_t sessions = 0, leases = 0, reservations = 0, namespaces = 0, blocks = 0,
          moves_in_flight = 0;
   bool is_recovering = false;
+  bool is_draining = false;
+};
+
+// How far a drain has come.
+struct DrainResult {
+  uint64_t written_blocks = 0;      // copies made in colder tiers since it began
+  uint64_t waiting_blocks = 0;      // copies that are queued or under way
+  uint64_t memory_only_blocks = 0;  // not in the durable tier: gone with the process
 };
 
 struct VerifyResult {
@@ -278,8 +297,14 @@ class Store {
   // work.
   void Verify(std::optional<TierKind> tier, VerifyMode mode,
               absl::AnyInvocable<void(absl::StatusOr<VerifyResult>)> done);
-  // Stops taking saves; runs `done` when no move is in flight. Loads go on.
-  void Drain(absl::AnyInvocable<void()> done);
+  // Stops taking saves and writes what only memory holds to colder tiers; `done` runs when that is
+  // done as far as it can be. Loads go on. Reservations that are open may still be committed; what
+  // they publish is written at once. A second call joins the first. Errors: Cancelled, by
+  // Resume().
+  void Drain(absl::AnyInvocable<void(absl::StatusOr<DrainResult>)> done);
+  DrainResult drain_progress() const;
+  // Takes saves again, whether or not a drain has ended. Nothing if there was none.
+  void Resume();
 
   // Programmer errors found by walking all bookkeeping. O(everything).
   absl::Status CheckInvariants() const;

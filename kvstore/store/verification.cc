@@ -22,6 +22,11 @@ void Verification::Check(NodeId id, TierKind kind, absl::AnyInvocable<void(absl:
         --in_flight_;
         copies_.tier(TierKind::kDram)->Release(page);
         const bool is_bad = absl::IsDataLoss(status) || absl::IsUnavailable(status);
+        TierCounters& counters = copies_.counters(kind);
+        counters.verified_pages += status.ok();
+        counters.differing_pages += absl::IsDataLoss(status);
+        counters.unreadable_pages += absl::IsUnavailable(status);
+        counters.deadline_misses += absl::IsDeadlineExceeded(status);
         if (is_bad && copies_.IsResident(id, kind)) copies_.Drop(id, kind, DropReason::kLost);
         done(status);
         copies_.Unhold(id);

@@ -1,7 +1,5 @@
 #include "kvstore/store/write_behind.h"
 
-#include <utility>
-
 namespace kvstore::store {
 namespace {
 
@@ -22,7 +20,7 @@ void WriteBehind::OnPublished(NodeId id, TierKind kind) {
   if (!copies_.IsDirty(id, kind) || copies_.state(id, colder->kind()) != CopyState::kAbsent) return;
   const policy::WriteMode mode =
       colder->kind() == TierKind::kDram ? policy_.write_to_dram : policy_.write_to_nvme;
-  if (mode == policy::WriteMode::kBack) return KeepRoom(id, kind);
+  if (mode == policy::WriteMode::kBack && !is_draining_) return KeepRoom(id, kind);
   if (!Start(id, kind)) ++copies_.store_counters().skipped_writes;
 }
 
@@ -47,40 +45,6 @@ void WriteBehind::KeepRoom(NodeId id, TierKind kind) {
   if (free >= (1 - policy_.high_watermark) * slots) return;
   copies_.WriteBackOldest(kind, pool,
                           static_cast<uint64_t>((1 - policy_.low_watermark) * slots - free) + 1);
-}
-
-void WriteBehind::Flush(absl::AnyInvocable<void()> done) {
-  on_flushed_ = std::move(done);
-  next_to_flush_ = 0;
-  has_flushed_any_ = false;
-  OnIdle();
-}
-
-// Rounds over all blocks, as many at a time as the queue takes, until a round finds nothing. What
-// failed is not dirty any more, so that is sure to come.
-void WriteBehind::OnIdle() {
-  while (on_flushed_) {
-    StartDirty();
-    if (moves_.size() > 0) return;
-    if (!std::exchange(has_flushed_any_, false)) return std::exchange(on_flushed_, nullptr)();
-    next_to_flush_ = 0;
-  }
-}
-
-void WriteBehind::StartDirty() {
-  for (; next_to_flush_ < copies_.index().id_end(); ++next_to_flush_) {
-    const NodeId id = next_to_flush_;
-    if (!copies_.index().IsLive(id)) continue;
-    for (const TierKind kind : kAllTiers) {
-      if (!copies_.Has(kind) || !copies_.IsResident(id, kind) || !copies_.IsDirty(id, kind))
-        continue;
-      if (Start(id, kind)) {
-        has_flushed_any_ = true;
-      } else if (moves_.size() > 0) {
-        return;  // the queue is full
-      }
-    }
-  }
 }
 
 void WriteBehind::ArmRetry() {

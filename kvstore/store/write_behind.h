@@ -1,5 +1,5 @@
-// WriteBehind gives colder tiers their copies: at once (write-through), when room gets short
-// (write-back), or when the store is flushed.
+// WriteBehind gives colder tiers their copies: at once (write-through, and while the store drains),
+// or when room gets short (write-back).
 //
 // What a colder tier could not take (full, failing, still recovering) counts as clean meanwhile, so
 // that it cannot fill memory with blocks that wait; it is offered again, a few blocks at a time,
@@ -8,7 +8,6 @@
 // Confined to the core thread.
 #pragma once
 
-#include "absl/functional/any_invocable.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
 #include "kvstore/policy/policies.h"
@@ -27,14 +26,11 @@ class WriteBehind {
   void OnPublished(NodeId id, TierKind kind);
   // Starts a copy of a dirty block in the tier below `kind`. False: it cannot be saved now.
   bool Start(NodeId id, TierKind kind);
-  // Copies every dirty block, then runs `done`: also when some could not be copied. One at a time.
-  void Flush(absl::AnyInvocable<void()> done);
-  // No move is in flight.
-  void OnIdle();
+  // Nothing is kept back while the store drains.
+  void set_is_draining(bool is_draining) { is_draining_ = is_draining; }
 
  private:
   void KeepRoom(NodeId id, TierKind kind);
-  void StartDirty();
   void ArmRetry();
   void Retry();
 
@@ -44,9 +40,7 @@ class WriteBehind {
   Executor& executor_;
   const Clock& clock_;
   bool is_retry_armed_ = false;
-  absl::AnyInvocable<void()> on_flushed_;
-  NodeId next_to_flush_ = 0;
-  bool has_flushed_any_ = false;  // in this round
+  bool is_draining_ = false;
 };
 
 }  // namespace kvstore::store

@@ -1,4 +1,4 @@
-"""status, tiers, open, namespaces, ls, evict, clear, verify, config, completion: shapes, options and refusals."""
+"""status, tiers, open, namespaces, ls, evict, clear, verify, drain, config, completion: shapes, options and refusals."""
 
 import json
 import subprocess
@@ -9,7 +9,8 @@ from conftest import BLOCK_TOKENS, PAGE_BYTES, SLICE_BYTES, SLICES, SPEC_FLAGS
 NOTHING_MATCHED, USAGE, FAILED = 3, 2, 1
 TIER_FIELDS = {"tier", "capacity_bytes", "used_bytes", "pages", "hit_pages", "read_bytes", "write_bytes", "evicted_pages",
                "in_flight", "state"}
-COMMANDS = ("status", "tiers", "open", "namespaces", "put", "get", "match", "ls", "evict", "clear", "verify", "config", "completion")
+COMMANDS = ("status", "tiers", "open", "namespaces", "put", "get", "match", "ls", "evict", "clear", "verify", "drain", "resume", "config",
+            "completion")
 
 
 def test_status_has_the_fields_of_the_contract(kvctl):

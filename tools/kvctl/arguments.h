@@ -21,6 +21,8 @@ enum class CommandKind {
   kEvict,
   kClear,
   kVerify,
+  kDrain,
+  kResume,
   kConfig,
   kCompletion,
 };

@@ -149,6 +149,10 @@ Parser::Parser() {
       "kvctl namespaces");
   AddDataCommands();
   AddBlockCommands();
+  Add(CommandKind::kDrain, "drain",
+      "take no more saves and write to NVMe what only memory holds; until resume, or a restart",
+      "kvctl drain && systemctl restart kvstored");
+  Add(CommandKind::kResume, "resume", "take saves again after a drain", "kvctl resume");
   Add(CommandKind::kConfig, "config", "every effective configuration value and its source",
       "kvctl config --json");
   CLI::App* completion = Add(CommandKind::kCompletion, "completion", "print a completion script",

@@ -23,6 +23,9 @@ struct Context {
 absl::StatusOr<ExitCode> RunStatus(const Context& context);
 absl::StatusOr<ExitCode> RunTiers(const Context& context);
 absl::StatusOr<ExitCode> RunConfig(const Context& context);
+// drain_commands.cc
+absl::StatusOr<ExitCode> RunDrain(const Context& context);
+absl::StatusOr<ExitCode> RunResume(const Context& context);
 // namespace_commands.cc
 absl::StatusOr<ExitCode> RunOpen(const Context& context);
 absl::StatusOr<ExitCode> RunNamespaces(const Context& context);

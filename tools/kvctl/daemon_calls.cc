@@ -98,19 +98,22 @@ class GrpcCalls final : public DaemonCalls {
     return Unary<v1::ClearResponse>(*store_, &v1::KvStore::Stub::Clear, request);
   }
 
+  absl::StatusOr<v1::ResumeResponse> Resume() override {
+    return Unary<v1::ResumeResponse>(*admin_, &v1::Admin::Stub::Resume, v1::ResumeRequest());
+  }
+
   absl::StatusOr<v1::VerifyResponse> Verify(
       const v1::VerifyRequest& request,
       const std::function<void(const v1::VerifyResponse&)>& on_progress) override {
     GuardedStream stream(patience_);
-    const auto reader = admin_->Verify(stream.context(), request);
-    v1::VerifyResponse message;
-    while (reader->Read(&message)) {
-      stream.Progress();
-      on_progress(message);
-    }
-    RETURN_IF_ERROR(stream.Result(reader->Finish()));
-    if (!message.is_last()) return absl::UnavailableError("the daemon ended before its result");
-    return message;
+    return ReadToLast<v1::VerifyResponse>(stream, *admin_->Verify(stream.context(), request),
+                                          on_progress);
+  }
+  absl::StatusOr<v1::DrainResponse> Drain(
+      const std::function<void(const v1::DrainResponse&)>& on_progress) override {
+    GuardedStream stream(patience_);
+    return ReadToLast<v1::DrainResponse>(
+        stream, *admin_->Drain(stream.context(), v1::DrainRequest()), on_progress);
   }
 
   absl::StatusOr<v1::PutResponse> Put(
@@ -156,6 +159,21 @@ class GrpcCalls final : public DaemonCalls {
   }
 
  private:
+  // Passes each message on; the last one is the result.
+  template <typename Response>
+  static absl::StatusOr<Response> ReadToLast(
+      GuardedStream& stream, grpc::ClientReader<Response>& reader,
+      const std::function<void(const Response&)>& on_progress) {
+    Response message;
+    while (reader.Read(&message)) {
+      stream.Progress();
+      on_progress(message);
+    }
+    RETURN_IF_ERROR(stream.Result(reader.Finish()));
+    if (!message.is_last()) return absl::UnavailableError("the daemon ended before its result");
+    return message;
+  }
+
   template <typename Response, typename Stub, typename Request>
   absl::StatusOr<Response> Unary(Stub& stub,
                                  grpc::Status (Stub::*call)(grpc::ClientContext*, const Request&,

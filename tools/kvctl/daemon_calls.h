@@ -35,6 +35,10 @@ class DaemonCalls {
   virtual absl::StatusOr<v1::VerifyResponse> Verify(
       const v1::VerifyRequest& request,
       const std::function<void(const v1::VerifyResponse&)>& on_progress) = 0;
+  // As Verify().
+  virtual absl::StatusOr<v1::DrainResponse> Drain(
+      const std::function<void(const v1::DrainResponse&)>& on_progress) = 0;
+  virtual absl::StatusOr<v1::ResumeResponse> Resume() = 0;
   virtual absl::StatusOr<v1::OpenNamespaceResponse> OpenNamespace(
       const v1::OpenNamespaceRequest& request) = 0;
   virtual absl::StatusOr<v1::OpenNamespaceResponse> FindNamespace(

@@ -40,6 +40,10 @@ absl::StatusOr<ExitCode> RunCommand(const Context& context) {
       return RunClear(context);
     case CommandKind::kVerify:
       return RunVerify(context);
+    case CommandKind::kDrain:
+      return RunDrain(context);
+    case CommandKind::kResume:
+      return RunResume(context);
     case CommandKind::kConfig:
       return RunConfig(context);
     case CommandKind::kCompletion:

@@ -39,6 +39,7 @@ json TierJson(const v1::TierStatus& tier) {
           {"write_bytes", tier.write_bytes()},
           {"evicted_pages", tier.evicted_pages()},
           {"in_flight", tier.in_flight()},
+          {"waiting_moves", tier.waiting_moves()},
           {"quarantined_pages", tier.quarantined_pages()},
           {"state", tier.state()},
           {"counters", counters}};
@@ -66,6 +67,12 @@ void PrintStatusText(const v1::StatusResponse& status) {
                               FormatCount(status.namespaces()), " namespaces")}};
   if (status.is_recovering())
     pairs.emplace_back("recovering", "yes: stored blocks are becoming matchable");
+  if (status.has_drain()) {
+    pairs.emplace_back(
+        "draining", absl::StrCat("no saves are taken; ",
+                                 FormatCount(status.drain().written_blocks()), " blocks written, ",
+                                 FormatCount(status.drain().waiting_blocks()), " to be written"));
+  }
   for (const std::string& line : status.degraded()) pairs.emplace_back("degraded", Printable(line));
   PrintText(RenderPairs(pairs) + "\n");
 
@@ -95,13 +102,15 @@ void PrintTiersText(const v1::StatusResponse& status) {
                {"WRITTEN", Align::kRight},
                {"EVICTED", Align::kRight},
                {"IN FLIGHT", Align::kRight},
+               {"WAITING", Align::kRight},
                {"QUARANTINED", Align::kRight}});
   for (const v1::TierStatus& tier : status.tiers()) {
     table.Add({TierText(tier.tier()), Printable(tier.state()), FormatBytes(tier.used_bytes()),
                FormatBytes(tier.capacity_bytes()), FormatCount(tier.pages()),
                FormatCount(tier.hit_pages()), FormatBytes(tier.read_bytes()),
                FormatBytes(tier.write_bytes()), FormatCount(tier.evicted_pages()),
-               FormatCount(tier.in_flight()), FormatCount(tier.quarantined_pages())});
+               FormatCount(tier.in_flight()), FormatCount(tier.waiting_moves()),
+               FormatCount(tier.quarantined_pages())});
   }
   PrintText(table.Render());
 }
@@ -118,7 +127,13 @@ absl::StatusOr<ExitCode> RunStatus(const Context& context) {
   for (const std::string& line : status.degraded()) degraded.push_back(line);
   json counters = json::object();
   for (const auto& [name, value] : status.counters()) counters[name] = value;
+  json drain;  // null unless draining
+  if (status.has_drain()) {
+    drain = {{"written_blocks", status.drain().written_blocks()},
+             {"waiting_blocks", status.drain().waiting_blocks()}};
+  }
   PrintJson({{"health", HealthText(status.health())},
+             {"drain", drain},
              {"version", status.version()},
              {"commit", status.commit()},
              {"uptime_s", status.uptime_s()},
