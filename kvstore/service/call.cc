@@ -10,6 +10,7 @@ namespace {
 
 constexpr char kSessionMetadata[] = "kvstore-session-bin";
 constexpr char kTenantMetadata[] = "kvstore-tenant";
+constexpr char kAdminAccount[] = "";  // no tenant has this name
 
 // Empty if there is none. Errors: InvalidArgument, given twice.
 absl::StatusOr<std::string_view> MetadataValue(const grpc::CallbackServerContext& context,
@@ -36,15 +37,10 @@ std::optional<absl::Duration> ServerDeadline(const CallParts& parts,
 
 }  // namespace
 
-CallGate::CallerKey CallerKeyOf(const Caller& caller) {
-  return caller.uid.has_value() ? int64_t{*caller.uid} : -1;
-}
-
 absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller,
                                     const grpc::CallbackServerContext& context, CallKind kind,
-                                    size_t request_bytes, CallGate::CallerKey counted_as) {
+                                    size_t request_bytes, Counted counted) {
   CallScope scope;
-  ASSIGN_OR_RETURN(scope.ticket, parts.gate.Admit(counted_as, request_bytes));
   ASSIGN_OR_RETURN(std::string_view named_tenant, MetadataValue(context, kTenantMetadata));
   ASSIGN_OR_RETURN(scope.tenant, caller.TenantFor(named_tenant));
   ASSIGN_OR_RETURN(std::string_view token, MetadataValue(context, kSessionMetadata));
@@ -56,6 +52,9 @@ absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller
     scope.tenant = scope.session->tenant;
   }
   scope.server_deadline = ServerDeadline(parts, context, kind);
+  ASSIGN_OR_RETURN(
+      scope.ticket,
+      parts.gate.Admit(counted == Counted::kAsAdmin ? kAdminAccount : scope.tenant, request_bytes));
   return scope;
 }
 
