@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace kvstore {
@@ -28,6 +29,22 @@ TEST(BlockHasher, GoldenVectors) {
   EXPECT_EQ(hashes[1].Hex(), "1d405227cca81e8221dd336026e8a1ec5a804ce029540eb0e4d70e46254a4da3");
   EXPECT_EQ(HashBlock(root, std::vector<uint32_t>{1, 2, 3, 4}, "image:0:abc").Hex(),
             "b5b61882af638c54d5c12b5ecd665c86f8ebc82de1eba9a2860200d5719cbbcb");
+}
+
+// The same, for sizes that are hashed step by step: sha256(root + struct.pack("<nI", *range(n))).
+TEST(BlockHasher, GoldenVectorsOfUsualBlockSizes) {
+  const BlockHash root = RootHash(TestFingerprint());
+  const std::pair<size_t, const char*> golden[] = {
+      {16, "f6d9849aa0d9186eda328d12e353d439e3892a084689540f2be3788da1f81bec"},
+      {32, "913dbf42c2ac8fb94882cbd77314f05384fc849ceb0f8d744a0b8aa1c88ecd7c"},
+      {48, "4be7767ecf24b7ce5466b9d1a5d5efde4570d16fbdf1d4100a1951067c40a987"},
+      {256, "f657f7ac66c4affe2b21cc9883335e807ceaac21c0dded5bbfa9a466a4e0d633"},
+  };
+  for (const auto& [num_tokens, hex] : golden) {
+    std::vector<uint32_t> tokens(num_tokens);
+    std::iota(tokens.begin(), tokens.end(), 0u);
+    EXPECT_EQ(HashBlock(root, tokens).Hex(), hex) << num_tokens;
+  }
 }
 
 TEST(BlockHasher, EngineHashOf32BytesIsTakenAsItIs) {

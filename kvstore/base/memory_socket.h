@@ -3,10 +3,13 @@
 //
 // A Unix SOCK_SEQPACKET socket beside the gRPC one (its path with ".mem" appended). One connection
 // is one session: when it closes, for whatever reason, the daemon drops the session's leases and
-// reservations. Fixed-size little-endian messages, one a packet; file descriptors travel by
-// SCM_RIGHTS. The daemon answers each request in order; it sends nothing unasked. A malformed
-// packet ends the connection. Version mismatch: the daemon answers Hello with kVersionMismatch and
-// closes.
+// reservations. Little-endian messages, one a packet; file descriptors travel by SCM_RIGHTS. The
+// daemon answers each request in order, kRelease excepted, which has no answer; it sends nothing
+// unasked. A malformed packet ends the connection. Version mismatch: the daemon answers with
+// kVersionMismatch and closes.
+//
+// kAcquire and kRelease are short cuts of the gRPC calls of those names, for a prefix whose blocks
+// can all be read where they are: one packet there and one back, in acquire_packet.h.
 #pragma once
 
 #include <array>
@@ -14,10 +17,10 @@
 
 namespace kvstore {
 
-inline constexpr uint32_t kMemorySocketVersion = 1;
+inline constexpr uint32_t kMemorySocketVersion = 2;
 inline constexpr char kMemorySocketSuffix[] = ".mem";
 
-enum class MemoryRequestKind : uint32_t { kHello = 1, kMapSlab = 2 };
+enum class MemoryRequestKind : uint32_t { kHello = 1, kMapSlab = 2, kAcquire = 3, kRelease = 4 };
 enum class MemoryReplyCode : uint32_t {
   kOk = 0,
   kVersionMismatch = 1,
@@ -26,6 +29,7 @@ enum class MemoryReplyCode : uint32_t {
       3,  // unknown, given back, or another tenant's: the three look the same from outside
   kTooManySessions = 4,
   kMalformed = 5,
+  kUseCall = 6,  // kAcquire: what this socket does not do; the gRPC call does, or says why not
 };
 // What the session will do with mapped slabs.
 enum class MemoryAccess : uint32_t { kReadOnly = 1, kReadWrite = 2 };
@@ -53,5 +57,12 @@ struct MemoryReply {
   uint64_t slab_bytes = 0;   // kMapSlab
 };
 static_assert(sizeof(MemoryReply) == 40, "on the wire");
+
+struct MemoryRelease {
+  uint32_t version = kMemorySocketVersion;
+  MemoryRequestKind kind = MemoryRequestKind::kRelease;
+  uint64_t lease = 0;
+};
+static_assert(sizeof(MemoryRelease) == 16, "on the wire");
 
 }  // namespace kvstore

@@ -98,6 +98,8 @@ const char* TierName(Tier tier) {
   return "nvme";
 }
 
+HashChain Namespace::Chain() const { return HashChain(RootHash(fingerprint), spec.block_tokens); }
+
 std::vector<BlockHash> Namespace::Hash(std::span<const uint32_t> tokens) const {
   return HashBlocks(RootHash(fingerprint), tokens, spec.block_tokens);
 }
@@ -196,9 +198,18 @@ absl::StatusOr<Lease> Client::Acquire(const Namespace& ns, std::span<const Block
   ASSIGN_OR_RETURN(std::shared_ptr<Lease::State> lease,
                    NewLease(state_->connection, ns,
                             std::vector<BlockHash>(hashes.begin(), hashes.end()), timeout));
+  absl::Duration left = TimeLeft(deadline, timeout);
+  // The short way, for what can be read where it is; a stream tells of what has to come up first.
+  ASSIGN_OR_RETURN(
+      std::optional<AcquireReply> reply,
+      lease->session->Acquire(ns.fingerprint, hottest == HottestTier::kGpu, lease->hashes, left));
+  if (reply.has_value()) {
+    RETURN_IF_ERROR(lease->OnReply(*std::move(reply)));
+    return Lease(std::move(lease));
+  }
   absl::Notification notified;
   absl::Status status;
-  const absl::Duration left = TimeLeft(deadline, timeout);
+  left = TimeLeft(deadline, timeout);
   AcquireStream::Start(lease, hottest, left, AcquireStream::Watch::kCaller,
                        [&](absl::StatusOr<std::shared_ptr<Lease::State>> made) {
                          status = made.status();

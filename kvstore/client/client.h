@@ -27,6 +27,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "kvstore/base/block_hash.h"
+#include "kvstore/base/hash_chain.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/namespace_spec.h"
 #include "kvstore/base/page_id.h"
@@ -54,6 +55,8 @@ struct Namespace {
   NamespaceSpec spec;
   // Hashes of the whole blocks of `tokens`.
   std::vector<BlockHash> Hash(std::span<const uint32_t> tokens) const;
+  // For a conversation that grows: hashes only what is new in each prompt.
+  HashChain Chain() const;
 };
 
 struct Match {

@@ -167,6 +167,7 @@ void Connection::ReleaseLease(const std::shared_ptr<MemorySession>& session, uin
     absl::MutexLock lock(&mutex_);
     held_leases_.erase(lease);
     if (stopping_ || session->is_lost()) return;
+    if (bad_blocks.empty() && session->TryRelease(lease)) return;
     is_first = released_.empty();
     released_.push_back({session, lease, std::move(bad_blocks)});
   }

@@ -50,12 +50,7 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
       is_known_ = true;
       lease_ = message.lease();
       matched_blocks_ = message.matched_blocks();
-      columns_.slab.resize(matched_blocks_);
-      columns_.slot.resize(matched_blocks_);
-      columns_.generation.resize(matched_blocks_);
-      columns_.page_checksum.resize(matched_blocks_);
-      columns_.tier.resize(matched_blocks_);
-      columns_.found_in.resize(matched_blocks_);
+      columns_.resize(matched_blocks_);
       if (!is_released_) to_hold = lease_;
     }
     RETURN_IF_ERROR(TakeColumns(message));
@@ -64,6 +59,24 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
     if (!message.lost_reason().empty()) lost_reason_ = message.lost_reason();
   }
   if (to_hold != 0) connection->HoldLease(session, to_hold);
+  return absl::OkStatus();
+}
+
+absl::Status Lease::State::OnReply(AcquireReply reply) {
+  const AcquiredColumns& blocks = reply.blocks;
+  if (blocks.size() > hashes.size() || !std::ranges::all_of(blocks.tier, IsWireTier) ||
+      !std::ranges::all_of(blocks.found_in, IsWireTier)) {
+    return absl::UnavailableError("Acquire: a reply that does not fit the request");
+  }
+  {
+    absl::MutexLock lock(&mutex_);
+    is_known_ = true;
+    has_stream_ended_ = true;
+    lease_ = reply.lease;
+    matched_blocks_ = static_cast<uint32_t>(blocks.size());
+    columns_ = std::move(reply.blocks);
+  }
+  if (reply.lease != 0) connection->HoldLease(session, reply.lease);
   return absl::OkStatus();
 }
 

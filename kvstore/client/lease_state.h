@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "kvstore/base/acquire_packet.h"
 #include "kvstore/client/client.h"
 #include "kvstore/client/connection.h"
 #include "kvstore/client/memory_session.h"
@@ -33,6 +34,8 @@ struct Lease::State {
   // --- The stream's side ---
   // Takes one message. Errors: Unavailable, it is not well-formed: the stream is to be given up.
   absl::Status OnMessage(const v1::AcquireResponse& message) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Takes the answer of the memory socket: all that there will be. Errors: as OnMessage().
+  absl::Status OnReply(AcquireReply reply) ABSL_LOCKS_EXCLUDED(mutex_);
   // No message will come any more. Blocks that are not ready are lost, because of `why`.
   void OnStreamEnd(absl::Status why) ABSL_LOCKS_EXCLUDED(mutex_);
   // The stream, to be cancelled with the lease; null when it has ended.
@@ -74,12 +77,6 @@ struct Lease::State {
   const std::vector<BlockHash> hashes;
 
  private:
-  // One element a block.
-  struct Columns {
-    std::vector<uint32_t> slab, slot;
-    std::vector<uint64_t> generation, page_checksum;
-    std::vector<uint8_t> tier, found_in;  // as on the wire; 0: not ready
-  };
   absl::Status TakeColumns(const v1::AcquireResponse& message)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool IsReady(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -96,7 +93,7 @@ struct Lease::State {
   bool is_known_ ABSL_GUARDED_BY(mutex_) = false;  // the first message has come
   uint64_t lease_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t matched_blocks_ ABSL_GUARDED_BY(mutex_) = 0;
-  Columns columns_ ABSL_GUARDED_BY(mutex_);
+  AcquiredColumns columns_ ABSL_GUARDED_BY(mutex_);  // a tier that is 0: not ready
   std::string lost_reason_ ABSL_GUARDED_BY(mutex_);
   bool has_stream_ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status stream_status_ ABSL_GUARDED_BY(mutex_);

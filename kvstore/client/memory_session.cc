@@ -88,7 +88,8 @@ void TakeDescriptors(msghdr& message, Reply* reply) {
   }
 }
 
-absl::StatusOr<Reply> Receive(int fd, absl::Duration timeout) {
+// Errors: DeadlineExceeded; Unavailable.
+absl::Status WaitForReply(int fd, absl::Duration timeout) {
   pollfd waiting{.fd = fd, .events = POLLIN, .revents = 0};
   const int timeout_ms =
       static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(timeout), 0, 600'000));
@@ -99,6 +100,11 @@ absl::StatusOr<Reply> Receive(int fd, absl::Duration timeout) {
   if (ready == 0)
     return absl::DeadlineExceededError("the daemon did not answer on the memory socket in time");
   if (ready < 0) return Lost(std::strerror(errno));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Reply> Receive(int fd, absl::Duration timeout) {
+  RETURN_IF_ERROR(WaitForReply(fd, timeout));
   Reply reply;
   iovec part{.iov_base = &reply.message, .iov_len = sizeof reply.message};
   alignas(cmsghdr) std::array<char, CMSG_SPACE(2 * sizeof(int))> control{};
@@ -193,6 +199,7 @@ absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::st
   std::ranges::copy(tenant, hello.tenant.begin());
   std::shared_ptr<MemorySession> session(new MemorySession);
   ASSIGN_OR_RETURN(session->fd_, Connect(socket_path));
+  session->packet_bytes_max_ = GrowSendBuffer(session->fd_.get());
   // Refused connections are closed at once: the send may fail while the reason is there to be read.
   absl::Status sent = Send(session->fd_.get(), hello);
   absl::StatusOr<Reply> reply = Receive(session->fd_.get(), timeout);
@@ -203,6 +210,62 @@ absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::st
   session->incarnation_ = reply->message.incarnation;
   session->access_ = access;
   return session;
+}
+
+void MemorySession::GiveUp() {
+  MarkLost();
+  shutdown(fd_.get(), SHUT_RDWR);
+}
+
+absl::StatusOr<std::optional<AcquireReply>> MemorySession::Acquire(
+    const Fingerprint& fingerprint, bool can_read_gpu, std::span<const BlockHash> hashes,
+    absl::Duration timeout) {
+  // Not for the impatient: an answer that is not waited for ends the session.
+  if (timeout < kReplyTimeoutMin || hashes.size() > kAcquirePacketBlocksMax) return std::nullopt;
+  const std::vector<std::byte> request = EncodeAcquireRequest(fingerprint, can_read_gpu, hashes);
+  if (request.size() > packet_bytes_max_) return std::nullopt;
+  {
+    absl::MutexLock lock(&mutex_);
+    // Somebody else waits for the daemon here; gRPC takes calls side by side.
+    if (is_requesting_) return std::nullopt;
+    is_requesting_ = true;
+  }
+  absl::StatusOr<std::optional<AcquireReply>> reply = RequestAcquire(request, timeout);
+  absl::MutexLock lock(&mutex_);
+  is_requesting_ = false;
+  return reply;
+}
+
+absl::StatusOr<std::optional<AcquireReply>> MemorySession::RequestAcquire(
+    std::span<const std::byte> request, absl::Duration timeout) {
+  if (is_lost()) return Lost("the session has ended");
+  const ssize_t sent = send(fd_.get(), request.data(), request.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (sent != static_cast<ssize_t>(request.size())) {
+    // Nothing was sent: packets go whole or not at all.
+    if (errno == EAGAIN || errno == EMSGSIZE || errno == ENOBUFS) return std::nullopt;
+    return Lost(std::strerror(errno));
+  }
+  reply_.resize(kAcquireReplyBytesMax);
+  absl::Status answered = WaitForReply(fd_.get(), timeout);
+  ssize_t got = 0;
+  if (answered.ok()) got = recv(fd_.get(), reply_.data(), reply_.size(), MSG_DONTWAIT | MSG_TRUNC);
+  std::optional<AcquireReply> reply;
+  if (got > 0 && got <= static_cast<ssize_t>(reply_.size()))
+    reply = DecodeAcquireReply(std::span(reply_).first(static_cast<size_t>(got)));
+  if (!reply.has_value()) {
+    GiveUp();
+    RETURN_IF_ERROR(answered);
+    return got == 0 ? Lost("it closed the memory socket")
+                    : absl::UnavailableError("a malformed reply on the memory socket");
+  }
+  if (reply->code != MemoryReplyCode::kOk) return std::nullopt;
+  return reply;
+}
+
+bool MemorySession::TryRelease(uint64_t lease) {
+  const MemoryRelease release{.lease = lease};
+  return send(fd_.get(), &release, sizeof release, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(sizeof release);
 }
 
 std::shared_ptr<const MappedSlab> MemorySession::CachedSlab(uint32_t tier, uint32_t slab) {
@@ -240,9 +303,7 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::RequestSlab(
       fd_.get(), MemoryRequest{.kind = MemoryRequestKind::kMapSlab, .tier = tier, .slab = slab}));
   absl::StatusOr<Reply> reply = Receive(fd_.get(), timeout);
   if (!reply.ok()) {
-    // The answer may still come, and would be taken for the next one's: this session is over.
-    MarkLost();
-    shutdown(fd_.get(), SHUT_RDWR);
+    GiveUp();
     return reply.status();
   }
   if (reply->message.code == MemoryReplyCode::kNoSuchSlab)

@@ -11,14 +11,18 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "kvstore/base/acquire_packet.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
 
@@ -78,6 +82,17 @@ class MemorySession {
   absl::StatusOr<std::shared_ptr<const MappedSlab>> Slab(uint32_t tier, uint32_t slab,
                                                          absl::Duration timeout)
       ABSL_LOCKS_EXCLUDED(mutex_);
+  // Leases a prefix all of whose blocks can be read where they are. nullopt: that is not so, or the
+  // daemon cannot say; the gRPC call can. At most kAcquirePacketBlocksMax hashes.
+  // Errors: Unavailable, the session is lost; DeadlineExceeded: it is lost, too.
+  absl::StatusOr<std::optional<AcquireReply>> Acquire(const Fingerprint& fingerprint,
+                                                      bool can_read_gpu,
+                                                      std::span<const BlockHash> hashes,
+                                                      absl::Duration timeout)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends a lease, without an answer. False: the daemon reads too slowly now; tell it otherwise.
+  [[nodiscard]] bool TryRelease(uint64_t lease);
+
   // As Slab(), only if it is mapped already; never waits for the daemon.
   std::shared_ptr<const MappedSlab> CachedSlab(uint32_t tier, uint32_t slab)
       ABSL_LOCKS_EXCLUDED(mutex_);
@@ -87,13 +102,20 @@ class MemorySession {
   MemorySession() = default;
   absl::StatusOr<std::shared_ptr<const MappedSlab>> RequestSlab(uint32_t tier, uint32_t slab,
                                                                 absl::Duration timeout);
+  absl::StatusOr<std::optional<AcquireReply>> RequestAcquire(std::span<const std::byte> request,
+                                                             absl::Duration timeout);
   bool IsIdle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return !is_requesting_; }
+  // The answer of a request that is given up may still come, and would be taken for the next
+  // one's: the session is over.
+  void GiveUp();
 
   UniqueFd fd_;
   std::string token_;
   uint64_t incarnation_ = 0;
   MemoryAccess access_ = MemoryAccess::kReadOnly;
   std::atomic<bool> is_lost_{false};  // release: pairs with the acquire in is_lost()
+  size_t packet_bytes_max_ = 0;       // what a request may have
+  std::vector<std::byte> reply_;      // of an Acquire; of who is requesting
   absl::Mutex mutex_;
   bool is_requesting_ ABSL_GUARDED_BY(mutex_) = false;  // a request is on the socket
   std::map<SlabKey, std::shared_ptr<const MappedSlab>> slabs_ ABSL_GUARDED_BY(mutex_);

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kvstore/base/log.h"
+#include "kvstore/service/memory_packets.h"
 
 namespace kvstore::service {
 namespace {
@@ -20,35 +21,8 @@ constexpr uint64_t kWakeKey = 1000;
 constexpr uint64_t kFirstConnectionKey = 1001;
 constexpr size_t kAcceptsPerTurn = 64;
 constexpr absl::Duration kExhaustedPause = absl::Milliseconds(50);
-
-enum class SendResult { kSent, kFailed };
-
-SendResult Send(int fd, const MemoryReply& reply, std::span<const int> descriptors = {}) {
-  iovec part{.iov_base = const_cast<MemoryReply*>(&reply), .iov_len = sizeof reply};
-  msghdr message{};
-  message.msg_iov = &part;
-  message.msg_iovlen = 1;
-  alignas(cmsghdr) std::array<char, CMSG_SPACE(2 * sizeof(int))> control{};
-  if (!descriptors.empty()) {
-    message.msg_control = control.data();
-    message.msg_controllen = CMSG_SPACE(descriptors.size_bytes());
-    cmsghdr* header = CMSG_FIRSTHDR(&message);
-    header->cmsg_level = SOL_SOCKET;
-    header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(descriptors.size_bytes());
-    std::memcpy(CMSG_DATA(header), descriptors.data(), descriptors.size_bytes());
-  }
-  const ssize_t sent = sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-  return sent == static_cast<ssize_t>(sizeof reply) ? SendResult::kSent : SendResult::kFailed;
-}
-
-// The name in a fixed field: zero-padded, and nothing behind the first zero. nullopt: not so.
-std::optional<std::string> FieldText(const std::array<char, 64>& field) {
-  const auto end = std::ranges::find(field, '\0');
-  if (end == field.end() || std::any_of(end, field.end(), [](char c) { return c != '\0'; }))
-    return std::nullopt;
-  return std::string(field.begin(), end);
-}
+// Of one connection; more wait in its socket.
+constexpr uint32_t kReleasesInFlightMax = 64;
 
 bool IsAccess(MemoryAccess access) {
   return access == MemoryAccess::kReadOnly || access == MemoryAccess::kReadWrite;
@@ -63,6 +37,17 @@ void MemorySocketServer::Mailbox::Wake() {
     Log(LogLevel::kError, "cannot wake the memory socket thread");
 }
 
+void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
+  {
+    absl::MutexLock lock(&mutex);
+    if (!is_closed) {
+      answers.emplace_back(connection, std::move(answer));
+      return Wake();
+    }
+  }
+  (void)answer(nullptr);
+}
+
 MemorySocketServer::MemorySocketServer(const Options& options, AccessList access,
                                        store::Store& store, Executor& core, SessionTable& sessions,
                                        SlabExporter exporter, const Clock& clock)
@@ -74,6 +59,7 @@ MemorySocketServer::MemorySocketServer(const Options& options, AccessList access
       exporter_(std::move(exporter)),
       clock_(clock),
       next_key_(kFirstConnectionKey),
+      packet_(kAcquireRequestBytesMax),
       mailbox_(std::make_shared<Mailbox>()) {}
 
 MemorySocketServer::~MemorySocketServer() { Stop(); }
@@ -115,17 +101,13 @@ void MemorySocketServer::Stop() {
     }
     thread_.join();
   }
-  std::vector<Opened> opened;
-  std::vector<Mapped> mapped;
+  std::vector<std::pair<uint64_t, Answer>> answers;
   {
     absl::MutexLock lock(&mailbox_->mutex);
     mailbox_->is_closed = true;
-    opened.swap(mailbox_->opened);
-    mapped.swap(mailbox_->mapped);
+    answers.swap(mailbox_->answers);
   }
-  for (const Opened& result : opened) {
-    if (result.session.ok()) CloseSession(*result.session);
-  }
+  for (auto& [key, answer] : answers) (void)answer(nullptr);
   while (!connections_.empty()) Close(connections_.begin()->first);
   listeners_.clear();
 }
@@ -212,9 +194,10 @@ void MemorySocketServer::Enter(UniqueFd fd) {
     if (counted_.refused++ % 1000 == 0)
       Log(LogLevel::kWarning, "session refused: too many sessions", {{"uid", peer.uid}});
     // Best effort: the client learns why.
-    (void)Send(fd.get(), MemoryReply{.code = MemoryReplyCode::kTooManySessions});
+    (void)SendReply(fd.get(), MemoryReply{.code = MemoryReplyCode::kTooManySessions});
     return;
   }
+  const size_t packet_bytes_max = GrowSendBuffer(fd.get());
   const uint64_t key = next_key_++;
   epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.u64 = key}};
   if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) {
@@ -226,7 +209,7 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   connections_.emplace(key, Connection{.fd = std::move(fd),
                                        .caller = *std::move(caller),
                                        .hello_by = clock_.Now() + options_.handshake_time,
-                                       .is_waiting_for_core = false,
+                                       .packet_bytes_max = packet_bytes_max,
                                        .token = std::nullopt,
                                        .session = {},
                                        .tenant = {},
@@ -238,50 +221,68 @@ void MemorySocketServer::OnEvent(uint64_t key, uint32_t events) {
   if (it == connections_.end()) return;
   // A hang-up ends the session at once, also while the core works for it.
   if ((events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR)) != 0) return Close(key);
-  if (it->second.is_waiting_for_core) return;
-  if (OnPacket(key, it->second) == Outcome::kClose) return Close(key);
-  if (it->second.is_waiting_for_core) {
-    // Level-triggered: what the client sends meanwhile would wake us without end.
-    epoll_event event{.events = EPOLLRDHUP, .data = {.u64 = key}};
-    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, it->second.fd.get(), &event);
+  if (!it->second.is_waiting_for_core) {
+    if (OnPacket(key, it->second) == Outcome::kClose) Close(key);
+    return;
   }
+  // Level-triggered: what the client has sent meanwhile would wake us without end.
+  Listen(key, it->second, EPOLLRDHUP);
+  it->second.is_muted = true;
+}
+
+void MemorySocketServer::Listen(uint64_t key, const Connection& connection, uint32_t events) {
+  epoll_event event{.events = events, .data = {.u64 = key}};
+  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.fd.get(), &event);
 }
 
 MemorySocketServer::Outcome MemorySocketServer::OnPacket(uint64_t key, Connection& connection) {
-  MemoryRequest request;
   // MSG_TRUNC: the packet's real length. No control buffer: the kernel drops descriptors that a
   // client sends.
-  const ssize_t got = recv(connection.fd.get(), &request, sizeof request, MSG_DONTWAIT | MSG_TRUNC);
+  const ssize_t got =
+      recv(connection.fd.get(), packet_.data(), packet_.size(), MSG_DONTWAIT | MSG_TRUNC);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return Outcome::kKeep;
   if (got <= 0) return Outcome::kClose;
-  if (got >= static_cast<ssize_t>(sizeof request.version) &&
-      request.version != kMemorySocketVersion) {
-    (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kVersionMismatch});
+  struct {
+    uint32_t version;
+    MemoryRequestKind kind;
+  } head;
+  if (got < static_cast<ssize_t>(sizeof head) || got > static_cast<ssize_t>(packet_.size()))
+    return OnMalformed(connection);
+  std::memcpy(&head, packet_.data(), sizeof head);
+  if (head.version != kMemorySocketVersion) {
+    (void)SendReply(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kVersionMismatch});
     return Outcome::kClose;
   }
-  if (got == static_cast<ssize_t>(sizeof request) && request.reserved == 0) {
-    const bool has_session = connection.token.has_value();
-    if (request.kind == MemoryRequestKind::kHello && !has_session)
-      return OnHello(key, connection, request);
-    if (request.kind == MemoryRequestKind::kMapSlab && has_session)
-      return OnMapSlab(key, connection, request);
+  const std::span<const std::byte> packet(packet_.data(), static_cast<size_t>(got));
+  if (connection.token.has_value()) {
+    if (head.kind == MemoryRequestKind::kAcquire) return OnAcquire(key, connection, packet);
+    const auto release = MessageOf<MemoryRelease>(packet);
+    if (head.kind == MemoryRequestKind::kRelease && release.has_value())
+      return OnRelease(key, connection, *release);
   }
+  const auto request = MessageOf<MemoryRequest>(packet);
+  if (request.has_value() && request->reserved == 0) {
+    if (head.kind == MemoryRequestKind::kHello && !connection.token.has_value())
+      return OnHello(key, connection, *request);
+    if (head.kind == MemoryRequestKind::kMapSlab && connection.token.has_value())
+      return OnMapSlab(key, connection, *request);
+  }
+  return OnMalformed(connection);
+}
+
+MemorySocketServer::Outcome MemorySocketServer::OnMalformed(Connection& connection) {
   ++counted_.malformed;
-  (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kMalformed});
+  (void)SendReply(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kMalformed});
   return Outcome::kClose;
 }
 
 MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection& connection,
                                                         const MemoryRequest& request) {
   std::optional<std::string> named = FieldText(request.tenant);
-  if (!named.has_value() || !IsAccess(request.access)) {
-    ++counted_.malformed;
-    (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kMalformed});
-    return Outcome::kClose;
-  }
+  if (!named.has_value() || !IsAccess(request.access)) return OnMalformed(connection);
   absl::StatusOr<std::string> tenant = connection.caller.TenantFor(*named);
   if (!tenant.ok()) {
-    (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kNotAllowed});
+    (void)SendReply(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kNotAllowed});
     return Outcome::kClose;
   }
   connection.tenant = *std::move(tenant);
@@ -289,18 +290,14 @@ MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection
   connection.is_waiting_for_core = true;
   connection.hello_by = absl::InfiniteFuture();
   --silent_connections_;
-  core_.Post([mailbox = mailbox_, &store = store_, key, tenant_name = connection.tenant] {
+  core_.Post([this, mailbox = mailbox_, &store = store_, &core = core_, key,
+              tenant_name = connection.tenant] {
     absl::StatusOr<SessionId> session = store.OpenSession(tenant_name);
-    bool is_closed = false;
-    {
-      absl::MutexLock lock(&mailbox->mutex);
-      is_closed = mailbox->is_closed;
-      if (!is_closed) {
-        mailbox->opened.push_back({key, session});
-        mailbox->Wake();
-      }
-    }
-    if (is_closed && session.ok()) store.CloseSession(*session);
+    mailbox->Put(key, [this, &store, &core, session](Connection* opened) {
+      if (opened != nullptr) return FinishOpen(*opened, session);
+      if (session.ok()) core.Post([&store, id = *session] { store.CloseSession(id); });
+      return Outcome::kClose;
+    });
   });
   return Outcome::kKeep;
 }
@@ -308,60 +305,93 @@ MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection
 MemorySocketServer::Outcome MemorySocketServer::OnMapSlab(uint64_t key, Connection& connection,
                                                           const MemoryRequest& request) {
   if (request.tier >= tiers::kNumTierKinds) {
-    return Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kNoSuchSlab}) ==
+    return SendReply(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kNoSuchSlab}) ==
                    SendResult::kSent
                ? Outcome::kKeep
                : Outcome::kClose;
   }
   connection.is_waiting_for_core = true;
-  core_.Post([mailbox = mailbox_, exporter = exporter_, key, request, tenant = connection.tenant,
-              access = connection.access] {
+  core_.Post([this, mailbox = mailbox_, exporter = exporter_, key, request,
+              tenant = connection.tenant, access = connection.access] {
     absl::StatusOr<ExportedSlab> slab =
         exporter(static_cast<tiers::TierKind>(request.tier), request.slab, tenant, access);
-    absl::MutexLock lock(&mailbox->mutex);
-    if (mailbox->is_closed) return;
-    mailbox->mapped.push_back({key, std::move(slab)});
-    mailbox->Wake();
+    mailbox->Put(key, [this, slab = std::move(slab)](Connection* mapped) {
+      return mapped == nullptr ? Outcome::kClose : FinishMap(*mapped, slab);
+    });
+  });
+  return Outcome::kKeep;
+}
+
+// Of a connection that goes meanwhile the lease ends with its session.
+MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connection& connection,
+                                                          std::span<const std::byte> packet) {
+  std::optional<AcquirePacket> request = DecodeAcquireRequest(packet);
+  if (!request.has_value()) return OnMalformed(connection);
+  const bool fits =
+      sizeof(AcquireReplyHeader) + request->hashes.size() * kAcquireReplyBytesPerBlock <=
+      connection.packet_bytes_max;
+  connection.is_waiting_for_core =
+      fits && core_.TryPost([mailbox = mailbox_, &store = store_, key, session = connection.session,
+                             tenant = connection.tenant, request = *std::move(request)] {
+        mailbox->Put(
+            key, [reply = AcquireInPlace(store, session, tenant, request)](Connection* asking) {
+              if (asking == nullptr) return Outcome::kClose;
+              return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
+                         ? Outcome::kKeep
+                         : Outcome::kClose;
+            });
+      });
+  if (connection.is_waiting_for_core) return Outcome::kKeep;
+  const AcquireReply refusal{.code = MemoryReplyCode::kUseCall, .lease = 0, .blocks = {}};
+  return SendPacket(connection.fd.get(), EncodeAcquireReply(refusal)) == SendResult::kSent
+             ? Outcome::kKeep
+             : Outcome::kClose;
+}
+
+// Only a client that releases faster than the core does is made to wait.
+MemorySocketServer::Outcome MemorySocketServer::OnRelease(uint64_t key, Connection& connection,
+                                                          const MemoryRelease& request) {
+  const auto& in_flight = connection.releases_in_flight;
+  connection.is_waiting_for_core =
+      in_flight->fetch_add(1, std::memory_order_relaxed) + 1 >= kReleasesInFlightMax;
+  core_.Post([mailbox = mailbox_, &store = store_, key, session = connection.session,
+              lease = LeaseId(request.lease), in_flight,
+              must_answer = connection.is_waiting_for_core] {
+    store.Release(session, lease, {}).IgnoreError();  // it may have expired
+    in_flight->fetch_sub(1, std::memory_order_relaxed);
+    if (must_answer) mailbox->Put(key, [](Connection*) { return Outcome::kKeep; });
   });
   return Outcome::kKeep;
 }
 
 void MemorySocketServer::DrainMailbox() {
-  std::vector<Opened> opened;
-  std::vector<Mapped> mapped;
+  std::vector<std::pair<uint64_t, Answer>> answers;
   {
     absl::MutexLock lock(&mailbox_->mutex);
     uint64_t count = 0;
     // Fails when nobody woke us; then there is nothing to drain either.
     if (read(mailbox_->wake.get(), &count, sizeof count) != sizeof count) count = 0;
-    opened.swap(mailbox_->opened);
-    mapped.swap(mailbox_->mapped);
+    answers.swap(mailbox_->answers);
   }
-  const auto go_on = [this](uint64_t key, Connection& connection, Outcome outcome) {
-    if (outcome == Outcome::kClose) return Close(key);
-    connection.is_waiting_for_core = false;
-    epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.u64 = key}};
-    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.fd.get(), &event);
-  };
-  for (Opened& result : opened) {
-    auto it = connections_.find(result.connection);
-    if (it != connections_.end()) {
-      go_on(result.connection, it->second, FinishOpen(it->second, result.session));
-    } else if (result.session.ok()) {
-      CloseSession(*result.session);  // hung up meanwhile
+  for (auto& [key, answer] : answers) {
+    auto it = connections_.find(key);
+    if (it == connections_.end()) {
+      (void)answer(nullptr);  // hung up meanwhile
+      continue;
     }
-  }
-  for (Mapped& result : mapped) {
-    auto it = connections_.find(result.connection);
-    if (it != connections_.end())
-      go_on(result.connection, it->second, FinishMap(it->second, result.slab));
+    if (answer(&it->second) == Outcome::kClose) {
+      Close(key);
+      continue;
+    }
+    it->second.is_waiting_for_core = false;
+    if (std::exchange(it->second.is_muted, false)) Listen(key, it->second, EPOLLIN | EPOLLRDHUP);
   }
 }
 
 MemorySocketServer::Outcome MemorySocketServer::FinishOpen(
     Connection& connection, const absl::StatusOr<SessionId>& session) {
   if (!session.ok()) {
-    (void)Send(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kTooManySessions});
+    (void)SendReply(connection.fd.get(), MemoryReply{.code = MemoryReplyCode::kTooManySessions});
     return Outcome::kClose;
   }
   connection.session = *session;
@@ -376,19 +406,21 @@ MemorySocketServer::Outcome MemorySocketServer::FinishOpen(
   connection.token = *token;
   const MemoryReply reply{
       .code = MemoryReplyCode::kOk, .session_token = *token, .incarnation = options_.incarnation};
-  return Send(connection.fd.get(), reply) == SendResult::kSent ? Outcome::kKeep : Outcome::kClose;
+  return SendReply(connection.fd.get(), reply) == SendResult::kSent ? Outcome::kKeep
+                                                                    : Outcome::kClose;
 }
 
 MemorySocketServer::Outcome MemorySocketServer::FinishMap(
     Connection& connection, const absl::StatusOr<ExportedSlab>& slab) {
   if (!slab.ok()) {
     const MemoryReply reply{.code = MemoryReplyCode::kNoSuchSlab};
-    return Send(connection.fd.get(), reply) == SendResult::kSent ? Outcome::kKeep : Outcome::kClose;
+    return SendReply(connection.fd.get(), reply) == SendResult::kSent ? Outcome::kKeep
+                                                                      : Outcome::kClose;
   }
   const std::array<int, 2> descriptors = {slab->slab.get(), slab->generations.get()};
   const MemoryReply reply{.code = MemoryReplyCode::kOk, .slab_bytes = slab->slab_bytes};
-  return Send(connection.fd.get(), reply, descriptors) == SendResult::kSent ? Outcome::kKeep
-                                                                            : Outcome::kClose;
+  return SendReply(connection.fd.get(), reply, descriptors) == SendResult::kSent ? Outcome::kKeep
+                                                                                 : Outcome::kClose;
 }
 
 void MemorySocketServer::CloseSession(SessionId session) {

@@ -7,16 +7,19 @@
 // not fit into the socket's buffer ends the connection, a client that says no Hello in time is
 // dropped.
 //
-//   accepted -> awaiting Hello -> opening (core) -> open <-> mapping (core)
+//   accepted -> awaiting Hello -> opening (core) -> open <-> mapping, acquiring, releasing (core)
 //   any state -> hang-up, malformed packet, unread replies -> closed; the core is told
 //
 // Threads: one of its own; replies are posted to it from the core. Thread-safe.
 #pragma once
 
+#include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -24,6 +27,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/any_invocable.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
@@ -80,40 +84,43 @@ class MemorySocketServer {
   struct Connection {
     UniqueFd fd;
     Caller caller;
-    absl::Time hello_by;  // InfiniteFuture once said
+    absl::Time hello_by;          // InfiniteFuture once said
+    size_t packet_bytes_max = 0;  // what a reply may have
     bool is_waiting_for_core = false;
+    bool is_muted = false;  // not polled for packets
+    // Shared with releases on their way.
+    std::shared_ptr<std::atomic<uint32_t>> releases_in_flight =
+        std::make_shared<std::atomic<uint32_t>>(0);
     std::optional<SessionToken> token;
     SessionId session;
     std::string tenant;
     MemoryAccess access = MemoryAccess::kReadOnly;
   };
-  // What the core answered, on its way to the server's thread.
-  struct Opened {
-    uint64_t connection = 0;
-    absl::StatusOr<SessionId> session;
-  };
-  struct Mapped {
-    uint64_t connection = 0;
-    absl::StatusOr<ExportedSlab> slab;
-  };
+  enum class Outcome { kKeep, kClose };
+  // What the core answered, on its way to the server's thread. Null: the connection has gone, and
+  // perhaps the server; then it gives back what the core gave.
+  using Answer = absl::AnyInvocable<Outcome(Connection*)>;
   // The part that closures on the core keep alive: the server may be stopped before they run.
   struct Mailbox {
     absl::Mutex mutex;
     bool is_closed ABSL_GUARDED_BY(mutex) = false;
-    std::vector<Opened> opened ABSL_GUARDED_BY(mutex);
-    std::vector<Mapped> mapped ABSL_GUARDED_BY(mutex);
+    std::vector<std::pair<uint64_t, Answer>> answers ABSL_GUARDED_BY(mutex);  // by connection
     UniqueFd wake ABSL_GUARDED_BY(mutex);
     void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+    void Put(uint64_t connection, Answer answer) ABSL_LOCKS_EXCLUDED(mutex);
   };
-  enum class Outcome { kKeep, kClose };
 
   void Run();
   void AcceptAll(ListeningSocket& listener);
   void Enter(UniqueFd fd);
   void OnEvent(uint64_t key, uint32_t events);
+  void Listen(uint64_t key, const Connection& connection, uint32_t events);
   Outcome OnPacket(uint64_t key, Connection& connection);
+  Outcome OnMalformed(Connection& connection);
   Outcome OnHello(uint64_t key, Connection& connection, const MemoryRequest& request);
   Outcome OnMapSlab(uint64_t key, Connection& connection, const MemoryRequest& request);
+  Outcome OnAcquire(uint64_t key, Connection& connection, std::span<const std::byte> packet);
+  Outcome OnRelease(uint64_t key, Connection& connection, const MemoryRelease& request);
   void DrainMailbox();
   Outcome FinishOpen(Connection& connection, const absl::StatusOr<SessionId>& session);
   Outcome FinishMap(Connection& connection, const absl::StatusOr<ExportedSlab>& slab);
@@ -138,6 +145,7 @@ class MemorySocketServer {
   absl::flat_hash_map<uid_t, size_t> connections_by_uid_;
   size_t silent_connections_ = 0;  // that have not said Hello
   bool is_exhausted_ = false;
+  std::vector<std::byte> packet_;  // the one that is being looked at
   Counters counted_;
 
   std::shared_ptr<Mailbox> mailbox_;

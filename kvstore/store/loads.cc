@@ -58,6 +58,13 @@ void Loads::Acquire(SessionId session_id, NamespaceId ns, std::span<const BlockH
   for (size_t i = 0; i < nodes.size(); ++i) {
     if (!copies_.CanHold(nodes[i])) nodes.resize(i);
   }
+  if (options.must_be_readable && !std::ranges::all_of(nodes, [&](NodeId node) {
+        return ReadableTier(node, options).has_value();
+      })) {
+    first.is_last = true;
+    first.status = absl::FailedPreconditionError("a block has to come up first");
+    return on_update(first);
+  }
   StoreCounters& counters = copies_.store_counters();
   ++counters.acquires;
   counters.requested_blocks += hashes.size();

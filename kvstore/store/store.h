@@ -83,6 +83,8 @@ struct AcquireOptions {
   // Tiers whose pages the caller can read where they are. A block in none of them is promoted to
   // DRAM.
   bool can_read_gpu = false;
+  // Take no lease unless every matched block can be read where it is: FailedPrecondition otherwise.
+  bool must_be_readable = false;
 };
 
 // What an Acquire tells, in order: one update with `is_first`, then more as pages arrive; the last

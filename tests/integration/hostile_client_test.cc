@@ -8,8 +8,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <functional>
+#include <thread>
 
+#include "kvstore/base/acquire_packet.h"
 #include "kvstore/client/channel.h"
 #include "kvstore/client/wire.h"
 #include "kvstore/v1/admin.grpc.pb.h"
@@ -163,6 +166,28 @@ TEST_F(Hostile, MalformedPacketsEndTheConnectionAndNothingElse) {
         request.version = 77;
         SendRaw(fd, &request, sizeof request);
       },
+      [](const UniqueFd& fd) {  // a prefix before a session
+        const std::vector<std::byte> packet =
+            EncodeAcquireRequest({}, false, std::vector<BlockHash>(1));
+        SendRaw(fd, packet.data(), packet.size());
+      },
+      [](const UniqueFd& fd) {  // fewer hashes than announced
+        SayHello(fd);
+        const std::vector<BlockHash> hashes(4);
+        const std::vector<std::byte> packet = EncodeAcquireRequest({}, false, hashes);
+        SendRaw(fd, packet.data(), packet.size() - 1);
+      },
+      [](const UniqueFd& fd) {  // more than a packet may have
+        SayHello(fd);
+        GrowSendBuffer(fd.get());
+        const std::vector<BlockHash> hashes(kAcquirePacketBlocksMax + 1);
+        const std::vector<std::byte> packet = EncodeAcquireRequest({}, false, hashes);
+        SendRaw(fd, packet.data(), packet.size());
+      },
+      [](const UniqueFd& fd) {  // a release before a session
+        const MemoryRelease release{.lease = 1};
+        SendRaw(fd, &release, sizeof release);
+      },
       [](const UniqueFd& fd) {  // two sessions on one connection
         MemoryRequest request = Hello();
         SendRaw(fd, &request, sizeof request);
@@ -180,6 +205,61 @@ TEST_F(Hostile, MalformedPacketsEndTheConnectionAndNothingElse) {
     EXPECT_TRUE(IsHungUp(fd, 2000));
   }
   EXPECT_TRUE(Eventually(absl::Seconds(1), [&] { return daemon_.Status().sessions() == 0; }));
+}
+
+TEST_F(Hostile, APrefixOfAnotherTenantLooksLikeOneThatIsNotThere) {
+  Start();
+  std::unique_ptr<Client> client = daemon_.Connect();
+  const Namespace ns = Open(*client);
+  const std::vector<BlockHash> hashes = ns.Hash(Tokens(ns.spec, 2, 1));
+  ASSERT_TRUE(client->Put(ns, hashes, PagesBytes(ns.spec, hashes)).ok());
+  UniqueFd fd = ConnectRaw(daemon_.socket_path() + ".mem", SOCK_SEQPACKET);
+  MemoryRequest hello = Hello();
+  std::strcpy(hello.tenant.data(), "stranger");
+  SendRaw(fd, &hello, sizeof hello);
+  MemoryReply reply;
+  ASSERT_TRUE(ReceiveReply(fd, &reply));
+  ASSERT_EQ(reply.code, MemoryReplyCode::kOk);
+  Fingerprint unknown = ns.fingerprint;
+  unknown.bytes[0] ^= 1;
+  std::vector<std::vector<std::byte>> answers;
+  for (const Fingerprint& fingerprint : {ns.fingerprint, unknown}) {
+    const std::vector<std::byte> packet = EncodeAcquireRequest(fingerprint, true, hashes);
+    ASSERT_TRUE(SendRaw(fd, packet.data(), packet.size()));
+    std::vector<std::byte> answer(kAcquireReplyBytesMax);
+    const ssize_t got = recv(fd.get(), answer.data(), answer.size(), 0);
+    ASSERT_GT(got, 0);
+    answer.resize(static_cast<size_t>(got));
+    answers.push_back(answer);
+  }
+  EXPECT_EQ(answers[0], answers[1]);
+  EXPECT_EQ(DecodeAcquireReply(answers[0])->code, MemoryReplyCode::kUseCall);
+  EXPECT_EQ(daemon_.Status().leases(), 0u);
+}
+
+// They have no answer that could slow the client down.
+TEST_F(Hostile, AFloodOfReleasesIsBoundedAndTheOthersAreServed) {
+  Start();
+  std::unique_ptr<Client> client = daemon_.Connect();
+  const Namespace ns = Open(*client);
+  const std::vector<BlockHash> hashes = ns.Hash(Tokens(ns.spec, 2, 1));
+  ASSERT_TRUE(client->Put(ns, hashes, PagesBytes(ns.spec, hashes)).ok());
+  UniqueFd fd = ConnectRaw(daemon_.socket_path() + ".mem", SOCK_SEQPACKET);
+  SayHello(fd);
+  const uint64_t before = daemon_.ResidentBytes();
+  std::atomic<bool> stop{false};
+  std::thread flood([&] {
+    for (MemoryRelease release{.lease = 1}; !stop; ++release.lease)
+      send(fd.get(), &release, sizeof release, MSG_NOSIGNAL | MSG_DONTWAIT);
+  });
+  for (int i = 0; i < 200; ++i) {
+    const auto lease =
+        client->Acquire(ns, hashes, client::HottestTier::kDram, absl::Now() + absl::Seconds(2));
+    EXPECT_TRUE(lease.ok()) << lease.status();
+  }
+  stop = true;
+  flood.join();
+  EXPECT_LT(daemon_.ResidentBytes(), before + (uint64_t{16} << 20));
 }
 
 TEST_F(Hostile, UnknownSlabsAndForeignSlabsLookTheSame) {

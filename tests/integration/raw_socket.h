@@ -44,4 +44,12 @@ inline MemoryRequest Hello(MemoryAccess access = MemoryAccess::kReadWrite) {
   return MemoryRequest{.kind = MemoryRequestKind::kHello, .access = access};
 }
 
+// Opens a session of the caller's own tenant.
+inline void SayHello(const UniqueFd& fd) {
+  const MemoryRequest hello = Hello();
+  SendRaw(fd, &hello, sizeof hello);
+  MemoryReply reply;
+  if (!ReceiveReply(fd, &reply) || reply.code != MemoryReplyCode::kOk) std::abort();
+}
+
 }  // namespace kvstore::testing

@@ -110,6 +110,22 @@ void MeasureHashing(const Settings& settings, Report& report) {
     result.budget = ValueBudget("P8", 1.5);
     report.Add(std::move(result));
   }
+  // A prompt of a conversation: as long, of which the last 1,024 tokens are new.
+  client::Namespace ns;
+  ns.spec = PageSpec("kvbench", kPageBytes, 16);
+  ns.fingerprint = ns.spec.ComputeFingerprint();
+  Sample grown;
+  for (int i = 0; i < settings.repeats; ++i) {
+    HashChain chain = ns.Chain();
+    chain.Hash(std::span(tokens).first(tokens.size() - 1024));
+    const CpuStopwatch watch;
+    chain.Hash(tokens);
+    grown.Add(static_cast<double>(bytes.size()) / watch.Seconds() / kGigabyte);
+  }
+  Result result = MakeResult("store/hash_growing/16", "GB/s", Better::kHigher, grown);
+  result.budget = ValueBudget("P8", 1.5);
+  report.Add(std::move(result));
+  report.AddNote("store/hash_growing: the same prompt again with 1,024 new tokens behind it");
   report.AddNote("store/hash/N: bytes of tokens in blocks of N that one core turns into hashes");
 }
 
