@@ -29,6 +29,8 @@ class MemoryTier : public Tier {
   absl::StatusOr<PageId> Reserve(PoolId pool) override;
   void Release(PageId page) override { pages_->Release(page); }
   void Quarantine(PageId page) override { pages_->Quarantine(page); }
+  void CloseSlab(uint32_t slab) override { pages_->CloseSlab(slab); }
+  void ReopenSlab(uint32_t slab) override { pages_->ReopenSlab(slab); }
   // Errors, besides those of Tier: Aborted, `page` is not in use; InvalidArgument, a region's size
   // is not the slot's.
   void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,

@@ -99,6 +99,14 @@ void SlabPages::Quarantine(PageId page) {
   slots_.Quarantine(slot.value_or(PageId{}));
 }
 
+void SlabPages::CloseSlab(uint32_t slab_id) {
+  if (const auto it = index_of_.find(slab_id); it != index_of_.end()) slots_.Close(it->second);
+}
+
+void SlabPages::ReopenSlab(uint32_t slab_id) {
+  if (const auto it = index_of_.find(slab_id); it != index_of_.end()) slots_.Reopen(it->second);
+}
+
 std::optional<SlabPlace> SlabPages::Find(PageId page) const {
   const std::optional<PageId> slot = ToSlots(page);
   if (!slot.has_value()) return std::nullopt;

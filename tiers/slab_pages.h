@@ -91,6 +91,10 @@ class SlabPages {
   void Release(PageId page);
   void Quarantine(PageId page);
 
+  // As SlotAllocator. Unknown slabs are ignored.
+  void CloseSlab(uint32_t slab_id);
+  void ReopenSlab(uint32_t slab_id);
+
   bool IsCurrent(PageId page) const { return ToSlots(page).has_value(); }
   // nullopt: not current.
   std::optional<SlabPlace> Find(PageId page) const;

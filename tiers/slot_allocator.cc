@@ -12,6 +12,7 @@ namespace kvstore::tiers {
 namespace {
 
 constexpr uint64_t kSlotAlignment = 4096;
+constexpr uint64_t kSlotsMax = uint64_t{1} << 24;  // of a slab: index::PrefixIndex has 24 bits
 
 // For callers that broke the contract in a way that would give one slot two owners.
 [[noreturn]] void Die(const char* what, PageId page) {
@@ -35,10 +36,10 @@ SlotAllocator::SlotAllocator(Options options)
 absl::Status SlotAllocator::OpenPool(PoolId pool, uint64_t slot_bytes) {
   const uint64_t slab_bytes = options_.slab_bytes;
   if (slot_bytes == 0 || slot_bytes % kSlotAlignment != 0 || slot_bytes > slab_bytes ||
-      slab_bytes / slot_bytes >= kBad) {
+      slab_bytes / slot_bytes > kSlotsMax) {
     return absl::InvalidArgumentError(absl::StrCat(
         "slot size ", slot_bytes, " must be a multiple of 4096, above 0 and at most the slab size ",
-        slab_bytes));
+        slab_bytes, ", of which at most ", kSlotsMax, " may fit in it"));
   }
   const auto [it, is_new] = pools_.try_emplace(pool);
   if (!is_new && it->second.slot_bytes != slot_bytes) {
@@ -101,8 +102,10 @@ void SlotAllocator::Release(PageId page) {
   Pool& pool = pools_.find(slab.pool)->second;
   slab.index_in_free[page.slot] = static_cast<uint32_t>(slab.free_slots.size());
   slab.free_slots.push_back(page.slot);
-  ++pool.free_slots;
-  if (slab.index_in_partial == kNone) EnterPartial(page.slab, pool);
+  if (!slab.is_closed) {
+    ++pool.free_slots;
+    if (slab.index_in_partial == kNone) EnterPartial(page.slab, pool);
+  }
   if (slab.used == 0 && slab.quarantined == 0) Free(page.slab, pool);
 }
 
@@ -111,6 +114,24 @@ void SlotAllocator::Quarantine(PageId page) {
   slab.index_in_free[page.slot] = kBad;
   ++slab.quarantined;
   ++quarantined_pages_;
+}
+
+void SlotAllocator::Close(uint32_t index) {
+  Slab& slab = slabs_[index];
+  if (!slab.is_assigned || slab.is_closed) return;
+  Pool& pool = pools_.find(slab.pool)->second;
+  LeavePartial(index, pool);
+  pool.free_slots -= slab.num_free();
+  slab.is_closed = true;
+}
+
+void SlotAllocator::Reopen(uint32_t index) {
+  Slab& slab = slabs_[index];
+  if (!slab.is_closed) return;
+  slab.is_closed = false;
+  Pool& pool = pools_.find(slab.pool)->second;
+  pool.free_slots += slab.num_free();
+  if (slab.num_free() > 0) EnterPartial(index, pool);
 }
 
 bool SlotAllocator::IsCurrent(PageId page) const {
@@ -178,8 +199,8 @@ uint32_t SlotAllocator::CheapestFreeSlab(PoolId pool) const {
 
 void SlotAllocator::Free(uint32_t index, Pool& pool) {
   Slab& slab = slabs_[index];
-  LeavePartial(index, pool);
-  pool.free_slots -= slab.num_free();
+  Close(index);  // its slots leave the pool
+  slab.is_closed = false;
   const uint32_t moved = pool.slabs.back();
   pool.slabs[slab.index_in_pool] = moved;
   slabs_[moved].index_in_pool = slab.index_in_pool;
@@ -270,7 +291,8 @@ absl::Status SlotAllocator::CheckSlab(uint32_t index) const {
   if (used != slab.used || quarantined != slab.quarantined) return wrong("counters are off");
   if (!slab.is_assigned && used + quarantined != 0) return wrong("free with slots in use");
   if (slab.is_assigned && used + quarantined == 0) return wrong("assigned without slots in use");
-  const bool is_partial = slab.is_assigned && slab.num_free() > 0;
+  if (slab.is_closed && !slab.is_assigned) return wrong("free and closed");
+  const bool is_partial = slab.is_assigned && slab.num_free() > 0 && !slab.is_closed;
   if (is_partial != (slab.index_in_partial != kNone)) return wrong("partial list is off");
   return absl::OkStatus();
 }
@@ -301,7 +323,7 @@ absl::Status SlotAllocator::CheckInvariants() const {
       if (!slab.is_assigned || slab.pool != id || slab.index_in_pool != i) {
         return absl::InternalError(absl::StrCat("pool ", id.value(), " lists a foreign slab"));
       }
-      free_slots += slab.num_free();
+      if (!slab.is_closed) free_slots += slab.num_free();
     }
     for (size_t i = 0; i < pool.partial.size(); ++i) {
       const Slab& slab = slabs_[pool.partial[i]];

@@ -6,7 +6,7 @@
 //
 // Confined to the core thread. Invariants (CheckInvariants): a slot is in exactly one of {free
 // list, used, quarantined}; a slab with no used and no quarantined slot is free; generations only
-// grow; odd generation == used.
+// grow; odd generation == used; of a closed slab nothing is handed out.
 #pragma once
 
 #include <cstdint>
@@ -55,6 +55,11 @@ class SlotAllocator {
   void Release(PageId page);
   void Quarantine(PageId page);
 
+  // No slot of the slab is handed out until it is free again, or reopened. Ignored for a slab that
+  // is free, or closed / open already.
+  void Close(uint32_t slab);
+  void Reopen(uint32_t slab);
+
   // True while `page` names the present use of its slot.
   bool IsCurrent(PageId page) const;
   uint64_t OffsetInSlab(PageId page) const;  // bytes; requires that page.slab is in use
@@ -72,6 +77,7 @@ class SlotAllocator {
     PoolId pool;  // last pool while free
     bool is_assigned = false;
     bool was_assigned = false;
+    bool is_closed = false;   // its free slots do not count as its pool's
     uint64_t slot_bytes = 0;  // last geometry while free
     uint32_t num_slots = 0;
     uint32_t used = 0;

@@ -182,6 +182,47 @@ TEST(SlotAllocator, TellsWhenSlabsAreAssignedAndFreed) {
   EXPECT_EQ(told, (std::vector<std::string>{"assign 0 2", "free 0"}));
 }
 
+TEST(SlotAllocator, AClosedSlabHandsOutNothingUntilItWasFree) {
+  SlotAllocator slots({.num_slabs = 2, .slab_bytes = 4 * 4096});
+  const PoolId pool(1), other(2);
+  ASSERT_TRUE(slots.OpenPool(pool, 4096).ok());
+  ASSERT_TRUE(slots.OpenPool(other, 8192).ok());
+  std::vector<PageId> pages;
+  for (int i = 0; i < 6; ++i) pages.push_back(*slots.Reserve(pool));
+  slots.Close(pages[0].slab);
+  slots.Release(pages[0]);
+  slots.Release(pages[1]);
+  EXPECT_EQ(slots.FreeSlots(pool), 2u) << "those of the open slab";
+  EXPECT_EQ(slots.Reserve(pool)->slab, pages[5].slab);
+  EXPECT_EQ(slots.Reserve(pool)->slab, pages[5].slab);
+  EXPECT_TRUE(absl::IsResourceExhausted(slots.Reserve(pool).status()));
+  EXPECT_TRUE(slots.CheckInvariants().ok()) << slots.CheckInvariants();
+
+  slots.Reopen(pages[0].slab);
+  EXPECT_EQ(slots.FreeSlots(pool), 2u);
+  EXPECT_EQ(slots.Reserve(pool)->slab, pages[0].slab);
+  slots.Close(pages[0].slab);
+  EXPECT_TRUE(slots.CheckInvariants().ok()) << slots.CheckInvariants();
+  slots.Reopen(pages[0].slab);
+  slots.Reopen(pages[0].slab);
+  EXPECT_EQ(slots.FreeSlots(pool), 1u);
+}
+
+TEST(SlotAllocator, AClosedSlabThatIsFreeGoesToAnyPool) {
+  SlotAllocator slots({.num_slabs = 1, .slab_bytes = 4 * 4096});
+  const PoolId pool(1), other(2);
+  ASSERT_TRUE(slots.OpenPool(pool, 4096).ok());
+  ASSERT_TRUE(slots.OpenPool(other, 8192).ok());
+  const PageId first = *slots.Reserve(pool), second = *slots.Reserve(pool);
+  slots.Close(first.slab);
+  slots.Release(first);
+  EXPECT_EQ(slots.FreeSlots(other), 0u);
+  slots.Release(second);
+  EXPECT_EQ(slots.FreeSlots(other), 2u);
+  EXPECT_TRUE(slots.Reserve(other).ok());
+  EXPECT_TRUE(slots.CheckInvariants().ok()) << slots.CheckInvariants();
+}
+
 TEST(SlotAllocatorDeathTest, ReleasingTwiceAborts) {
   SlotAllocator slots(SmallOptions(1));
   ASSERT_TRUE(slots.OpenPool(kPoolA, 4096).ok());
@@ -214,6 +255,8 @@ TEST(SlotAllocator, RandomOperationsKeepInvariantsAndNeverOverlap) {
       const PoolId pool{1 + static_cast<uint32_t>(random() % 3)};
       const uint64_t bytes = slot_bytes.at(pool);
       const bool fill = (step / 2000) % 2 == 0;
+      if (random() % 50 == 0) slots.Close(random() % kSlabs);
+      if (random() % 50 == 0) slots.Reopen(random() % kSlabs);
       if (random() % 100 < (fill ? 70u : 30u)) {
         const uint64_t free_before = slots.FreeSlots(pool);
         const absl::StatusOr<PageId> page = slots.Reserve(pool);

@@ -95,6 +95,11 @@ class Tier {
   // As Release(), but the slot is not used again in this run: its memory or disk range is suspect.
   virtual void Quarantine(PageId page) = 0;
 
+  // Hands out no slot of `slab` from here on, until it was free once, or is reopened: it is being
+  // emptied for another pool. A hint: a tier may ignore it. Requires: a slot of it is in use.
+  virtual void CloseSlab(uint32_t /*slab*/) {}
+  virtual void ReopenSlab(uint32_t /*slab*/) {}
+
   // Copies one slot (`src.bytes` = identity.shape.slot_bytes()) into `page`. On OK the page can be
   // read back; a durable tier has made it recoverable after a crash of the process (not after a
   // power loss: then it may be missing, never wrong). The slice checksums in the source slot are

@@ -9,7 +9,7 @@
 namespace kvstore {
 
 // Externally synchronised. T must be default constructible.
-template <typename T, size_t kChunkElements = 4096>
+template <typename T, size_t kChunkElements = 1024>
 class ChunkedVector {
  public:
   T& operator[](size_t i) { return chunks_[i / kChunkElements][i % kChunkElements]; }

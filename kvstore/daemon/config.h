@@ -65,7 +65,7 @@ struct Config {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t core_queue = 4096;
     uint64_t calls = 1024;
-    uint64_t calls_per_uid = 512;
+    uint64_t calls_per_tenant = 512;
     uint64_t call_bytes = uint64_t{256} << 20;
     uint64_t connections = 512;
     uint64_t connections_per_uid = 256;

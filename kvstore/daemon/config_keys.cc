@@ -344,8 +344,9 @@ void AddBoundKeys(std::vector<ConfigKey>* keys) {
       {16, 1000000}));
   keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls>(
       "limits.calls", "1024", "1 to 65536", "calls being served at a time", {1, 65536}));
-  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls_per_uid>(
-      "limits.calls_per_uid", "512", "1 to 65536", "as limits.calls, of one uid", {1, 65536}));
+  keys->push_back(IntegerKey<&Config::limits, &Config::Limits::calls_per_tenant>(
+      "limits.calls_per_tenant", "512", "1 to 65536", "as limits.calls, of one tenant",
+      {1, 65536}));
   keys->push_back(BytesKey<&Config::limits, &Config::Limits::call_bytes>(
       "limits.call_bytes", "256MiB", "16MiB to 1TiB",
       "memory that calls being served hold, all together", Percent::kRefused, {16 * kMiB, kTiB}));

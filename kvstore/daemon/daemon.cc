@@ -186,7 +186,7 @@ absl::Status Daemon::State::OpenService() {
   options.lease_time = config.limits.lease_time;
   options.handshake_time = config.limits.handshake_time;
   options.calls = {.calls = config.limits.calls,
-                   .calls_per_caller = config.limits.calls_per_uid,
+                   .calls_per_tenant = config.limits.calls_per_tenant,
                    .bytes = config.limits.call_bytes};
   options.connections_max = config.limits.connections;
   options.connections_per_uid_max = config.limits.connections_per_uid;

@@ -121,12 +121,12 @@ TEST(PrefixIndex, AgreesWithAMapUnderRandomInsertAndErase) {
     auto it = reference.find(key);
     if (it == reference.end()) {
       const NodeId id = index.FindOrInsert(kNs, Hash(key), kNoNode, 0);
-      index.BeginWrite(id, kDram, PageId{0, 0, key});
+      index.BeginWrite(id, kDram, PageId{0, 0, key & 0xffffffffffff});
       index.Publish(id, kDram);
       reference[key] = id;
     } else if (random() % 2) {
       ASSERT_EQ(index.Find(kNs, Hash(key)), it->second);
-      ASSERT_EQ(index.page(it->second, kDram).generation, key);
+      ASSERT_EQ(index.page(it->second, kDram).generation, key & 0xffffffffffff);
     } else {
       index.Remove(it->second, kDram);
       index.EraseIfUnused(it->second);
@@ -139,8 +139,19 @@ TEST(PrefixIndex, AgreesWithAMapUnderRandomInsertAndErase) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
-TEST(PrefixIndex, UsesAtMost160BytesABlockWithTheEvictionOrder) {
-  constexpr size_t kLruBytes = 3 * 8;  // policy::LeafLru in three tiers
+TEST(PrefixIndex, KeepsEveryBitOfAPageThatTiersHandOut) {
+  PrefixIndex index(1, kAllTiers);
+  const NodeId id = index.FindOrInsert(kNs, Hash(1), kNoNode, 0);
+  for (const PageId page : {PageId{UINT32_MAX, (1u << 24) - 1, (uint64_t{1} << 48) - 1},
+                            PageId{1, 1u << 16, uint64_t{1} << 47}, PageId{7, 65535, 1}}) {
+    index.BeginWrite(id, kNvme, page);
+    EXPECT_EQ(index.page(id, kNvme), page);
+    index.Remove(id, kNvme);
+  }
+}
+
+TEST(PrefixIndex, UsesAtMost160BytesABlockWithTheEvictionOrderAndTheSlabMap) {
+  constexpr size_t kLruBytes = 3 * (8 + 4);  // policy::LeafLru, store::SlabMap in three tiers
   PrefixIndex index(1, kAllTiers);
   uint64_t next = 1;
   for (size_t target : {100'000, 140'000, 200'000, 260'000}) {

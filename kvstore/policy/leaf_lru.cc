@@ -7,7 +7,7 @@ void LeafLru::LinkFirst(List& list, uint32_t node) {
   links_[node] = {.newer = kNone, .older = list.first};
   (list.first == kNone ? list.last : links_[list.first].newer) = node;
   list.first = node;
-  ++list.size;
+  ++size_;
 }
 
 void LeafLru::LinkLast(List& list, uint32_t node) {
@@ -15,7 +15,7 @@ void LeafLru::LinkLast(List& list, uint32_t node) {
   links_[node] = {.newer = list.last, .older = kNone};
   (list.last == kNone ? list.first : links_[list.last].older) = node;
   list.last = node;
-  ++list.size;
+  ++size_;
 }
 
 void LeafLru::LinkNewerThan(List& list, uint32_t node, uint32_t older) {
@@ -25,14 +25,14 @@ void LeafLru::LinkNewerThan(List& list, uint32_t node, uint32_t older) {
   links_[node] = {.newer = newer, .older = older};
   links_[newer].older = node;
   links_[older].newer = node;
-  ++list.size;
+  ++size_;
 }
 
 void LeafLru::Unlink(List& list, uint32_t node) {
   const Links l = links_[node];
   (l.newer == kNone ? list.first : links_[l.newer].older) = l.older;
   (l.older == kNone ? list.last : links_[l.older].newer) = l.newer;
-  --list.size;
+  --size_;
 }
 
 }  // namespace kvstore::policy

@@ -10,8 +10,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "kvstore/base/chunked_vector.h"
 #include "kvstore/base/strong_id.h"
 
@@ -22,14 +22,14 @@ class LeafLru {
   static constexpr uint32_t kNone = UINT32_MAX;
 
   // Requires: `node` is in no list / in the list of `pool`. O(1).
-  void InsertNewest(PoolId pool, uint32_t node) { LinkFirst(lists_[pool], node); }
-  void InsertOldest(PoolId pool, uint32_t node) { LinkLast(lists_[pool], node); }
+  void InsertNewest(PoolId pool, uint32_t node) { LinkFirst(ListOf(pool), node); }
+  void InsertOldest(PoolId pool, uint32_t node) { LinkLast(ListOf(pool), node); }
   // Inserts `node` where its age belongs: behind the nodes at the old end for which
   // `is_older(other)` holds. After `walk_max` of those it becomes the newest instead: the search
   // stays bounded, and what is in doubt stays longer.
   template <typename IsOlder>
   void InsertByAge(PoolId pool, uint32_t node, uint32_t walk_max, IsOlder is_older) {
-    List& list = lists_[pool];
+    List& list = ListOf(pool);
     uint32_t older = list.last;
     if (older == kNone || !is_older(older)) return LinkLast(list, node);
     for (uint32_t walked = 1; walked < walk_max; ++walked) {
@@ -39,9 +39,9 @@ class LeafLru {
     }
     LinkFirst(list, node);
   }
-  void Remove(PoolId pool, uint32_t node) { Unlink(lists_[pool], node); }
+  void Remove(PoolId pool, uint32_t node) { Unlink(ListOf(pool), node); }
   void Touch(PoolId pool, uint32_t node) {
-    List& list = lists_[pool];
+    List& list = ListOf(pool);
     if (list.first == node) return;
     Unlink(list, node);
     LinkFirst(list, node);
@@ -49,8 +49,7 @@ class LeafLru {
 
   // The oldest node of `pool`, kNone if it has none.
   uint32_t Oldest(PoolId pool) const {
-    auto it = lists_.find(pool);
-    return it == lists_.end() ? kNone : it->second.last;
+    return pool.value() < lists_.size() ? lists_[pool.value()].last : kNone;
   }
   // The node touched just after `node`, kNone at the newest.
   uint32_t NextNewer(uint32_t node) const { return links_[node].newer; }
@@ -59,10 +58,9 @@ class LeafLru {
   // at most at `scan_max` nodes.
   template <typename CanEvict>
   std::optional<uint32_t> Victim(PoolId pool, uint32_t scan_max, CanEvict can_evict) {
-    auto it = lists_.find(pool);
-    if (it == lists_.end()) return std::nullopt;
-    List& list = it->second;
-    for (uint32_t i = 0; i < scan_max && i < list.size; ++i) {
+    if (pool.value() >= lists_.size()) return std::nullopt;
+    List& list = ListOf(pool);
+    for (uint32_t i = 0; i < scan_max && list.last != kNone; ++i) {
       const uint32_t node = list.last;
       if (can_evict(node)) return node;
       Unlink(list, node);
@@ -71,11 +69,10 @@ class LeafLru {
     return std::nullopt;
   }
 
-  const auto& pools() const { return lists_; }
-  size_t size(PoolId pool) const {
-    auto it = lists_.find(pool);
-    return it == lists_.end() ? 0 : it->second.size;
-  }
+  // Brings into the cache what inserting or removing `node` will read.
+  void Prefetch(uint32_t node) const { __builtin_prefetch(&links_[node]); }
+  // Nodes of all pools.
+  size_t size() const { return size_; }
   size_t memory_bytes() const { return links_.memory_bytes(); }
 
  private:
@@ -86,16 +83,20 @@ class LeafLru {
   struct List {
     uint32_t first = kNone;  // newest
     uint32_t last = kNone;   // oldest
-    uint32_t size = 0;
   };
 
+  List& ListOf(PoolId pool) {
+    if (pool.value() >= lists_.size()) lists_.resize(pool.value() + 1);
+    return lists_[pool.value()];
+  }
   void LinkFirst(List& list, uint32_t node);
   void LinkLast(List& list, uint32_t node);
   void LinkNewerThan(List& list, uint32_t node, uint32_t older);
   void Unlink(List& list, uint32_t node);
 
   ChunkedVector<Links> links_;  // [node]
-  absl::flat_hash_map<PoolId, List> lists_;
+  std::vector<List> lists_;     // [PoolId]: those are dense
+  size_t size_ = 0;
 };
 
 }  // namespace kvstore::policy

@@ -86,7 +86,7 @@ TEST(LeafLru, AgreesWithAListUnderRandomOperations) {
       reference.remove(n);
       present[n] = false;
     }
-    ASSERT_EQ(lru.size(kPool), reference.size());
+    ASSERT_EQ(lru.size(), reference.size());
     ASSERT_EQ(lru.Oldest(kPool), reference.empty() ? LeafLru::kNone : reference.back());
   }
 }

@@ -20,8 +20,8 @@ grpc::ServerWriteReactor<v1::AcquireResponse>* AcquireCall::Start(
 
 absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                                   const v1::AcquireRequest& request) {
-  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
-                                     request.ByteSizeLong(), CallerKeyOf(caller)));
+  ASSIGN_OR_RETURN(scope_,
+                   EnterCall(parts_, caller, context, CallKind::kBulk, request.ByteSizeLong()));
   ASSIGN_OR_RETURN(SessionRecord session, SessionOf(scope_));
   session_ = session.id;
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));

@@ -152,6 +152,38 @@ absl::StatusOr<store::Store::OpenedNamespace> FindForAdmin(const store::Store& s
   return found;
 }
 
+void WriteTenantRow(const store::TenantRow& row, const CallGate::TenantCounters& calls,
+                    v1::TenantStatus* out) {
+  out->set_name(row.name);
+  for (const store::TenantRow::InTier& in : row.tiers) {
+    v1::TenantTier* tier = out->add_tiers();
+    tier->set_tier(ToWire(in.kind));
+    tier->set_quota_bytes(in.quota_bytes);
+    tier->set_share_bytes(in.share_bytes);
+    tier->set_used_bytes(in.used_bytes);
+    tier->set_reserved_bytes(in.reserved_bytes);
+    tier->set_pages(in.pages);
+    tier->set_evicted_pages(in.evicted_pages);
+  }
+  out->set_sessions(row.sessions);
+  out->set_leases(row.leases);
+  out->set_leased_blocks(row.leased_blocks);
+  out->set_reservations(row.reservations);
+  out->set_reserved_blocks(row.reserved_blocks);
+  out->set_moves(row.moves);
+  out->set_calls(calls.calls);
+  out->set_call_bytes(calls.bytes);
+  out->set_calls_max(calls.calls_max);
+}
+
+// Core thread. `tenant`: empty for all.
+std::vector<store::TenantRow> TenantRows(const store::Store& store, const std::string& tenant) {
+  std::vector<store::TenantRow> rows = store.ListTenants();
+  if (!tenant.empty())
+    std::erase_if(rows, [&](const store::TenantRow& row) { return row.name != tenant; });
+  return rows;
+}
+
 // The result of a verification in one message.
 class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>,
                          public std::enable_shared_from_this<VerifyCall> {
@@ -213,7 +245,7 @@ class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>,
 }  // namespace
 
 absl::StatusOr<CallScope> AdminService::Enter(const Context& context, CallKind kind) const {
-  return EnterCall(parts_, caller_, context, kind, 0, kAdminCallerKey);
+  return EnterCall(parts_, caller_, context, kind, 0, Counted::kAsAdmin);
 }
 
 grpc::ServerUnaryReactor* AdminService::Status(Context* context, const v1::StatusRequest*,
@@ -302,6 +334,49 @@ grpc::ServerUnaryReactor* AdminService::Evict(Context* context, const v1::EvictR
       response->set_blocks(result.blocks);
       response->set_skipped_blocks(result.skipped_blocks);
     });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdminService::Tenants(Context* context, const v1::TenantsRequest* request,
+                                                v1::TenantsResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->PostToCore([&parts = parts_, call, response, tenant = request->tenant()] {
+    std::vector<store::TenantRow> rows = TenantRows(parts.store, tenant);
+    if (rows.empty() && !tenant.empty())
+      return call->End(absl::NotFoundError(absl::StrCat("no tenant \"", tenant, "\" was named")));
+    call->End(absl::OkStatus(), [&parts, response, rows = std::move(rows)] {
+      for (const store::TenantRow& row : rows)
+        WriteTenantRow(row, parts.gate.CountersOf(row.name), response->add_tenants());
+    });
+  });
+  return call.get();
+}
+
+grpc::ServerUnaryReactor* AdminService::SetQuota(Context* context,
+                                                 const v1::SetQuotaRequest* request,
+                                                 v1::SetQuotaResponse* response) {
+  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
+  if (!entered.ok()) return UnaryCall::Refuse(entered.status());
+  if (absl::Status status = CheckTenantName(request->tenant()); !status.ok())
+    return UnaryCall::Refuse(status);
+  absl::StatusOr<tiers::TierKind> tier = ReadTier(request->tier());
+  if (!tier.ok()) return UnaryCall::Refuse(tier.status());
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  call->PostToCore([&parts = parts_, call, response, tenant = request->tenant(), tier = *tier,
+                    bytes = request->bytes()] {
+    parts.store.SetQuota(
+        tenant, tier, bytes, store::QuotaLife::kDurable,
+        [&parts, call, response, tenant](absl::Status status) {
+          call->End(std::move(status), [&parts, response, rows = TenantRows(parts.store, tenant),
+                                        is_durable = parts.store.keeps_metadata()] {
+            WriteTenantRow(rows.front(), parts.gate.CountersOf(rows.front().name),
+                           response->mutable_tenant());
+            response->set_is_durable(is_durable);
+          });
+        });
   });
   return call.get();
 }

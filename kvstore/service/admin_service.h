@@ -28,6 +28,10 @@ class AdminService final : public v1::Admin::CallbackService {
                                        v1::NamespacesResponse*) override;
   grpc::ServerUnaryReactor* List(Context*, const v1::ListRequest*, v1::ListResponse*) override;
   grpc::ServerUnaryReactor* Evict(Context*, const v1::EvictRequest*, v1::EvictResponse*) override;
+  grpc::ServerUnaryReactor* Tenants(Context*, const v1::TenantsRequest*,
+                                    v1::TenantsResponse*) override;
+  grpc::ServerUnaryReactor* SetQuota(Context*, const v1::SetQuotaRequest*,
+                                     v1::SetQuotaResponse*) override;
   grpc::ServerWriteReactor<v1::VerifyResponse>* Verify(Context*, const v1::VerifyRequest*) override;
   grpc::ServerWriteReactor<v1::DrainResponse>* Drain(Context*, const v1::DrainRequest*) override;
   grpc::ServerUnaryReactor* Resume(Context*, const v1::ResumeRequest*,

@@ -11,6 +11,7 @@ namespace {
 
 constexpr char kSessionMetadata[] = "kvstore-session-bin";
 constexpr char kTenantMetadata[] = "kvstore-tenant";
+constexpr char kAdminAccount[] = "";  // no tenant has this name
 
 // Empty if there is none. Errors: InvalidArgument, given twice.
 absl::StatusOr<std::string_view> MetadataValue(const grpc::CallbackServerContext& context,
@@ -37,18 +38,10 @@ std::optional<absl::Duration> ServerDeadline(const CallParts& parts,
 
 }  // namespace
 
-CallGate::CallerKey CallerKeyOf(const Caller& caller) {
-  if (caller.uid.has_value()) return int64_t{*caller.uid};
-  if (caller.way == Caller::Way::kLoopback) return -1;
-  // All certificates of a tenant together, below the reserved keys.
-  return -3 - static_cast<int64_t>(absl::Hash<std::string>()(caller.home_tenant) >> 2);
-}
-
 absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller,
                                     const grpc::CallbackServerContext& context, CallKind kind,
-                                    size_t request_bytes, CallGate::CallerKey counted_as) {
+                                    size_t request_bytes, Counted counted) {
   CallScope scope;
-  ASSIGN_OR_RETURN(scope.ticket, parts.gate.Admit(counted_as, request_bytes));
   ASSIGN_OR_RETURN(std::string_view named_tenant, MetadataValue(context, kTenantMetadata));
   ASSIGN_OR_RETURN(scope.tenant, caller.TenantFor(named_tenant));
   ASSIGN_OR_RETURN(std::string_view token, MetadataValue(context, kSessionMetadata));
@@ -62,6 +55,9 @@ absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller
   scope.salt = parts.access.Now()->SaltOf(scope.tenant);
   scope.server_deadline = ServerDeadline(parts, context, kind);
   scope.entered = parts.clock.Now();
+  ASSIGN_OR_RETURN(
+      scope.ticket,
+      parts.gate.Admit(counted == Counted::kAsAdmin ? kAdminAccount : scope.tenant, request_bytes));
   return scope;
 }
 

@@ -65,15 +65,13 @@ struct CallScope {
   absl::Time entered;
   CallGate::Ticket ticket;
 };
-// Calls of the admin service are counted apart from the data calls of the same uid: who floods can
+// Whose part of the gate a call takes. Those of the admin service are counted apart: who floods can
 // still be looked at.
-inline constexpr CallGate::CallerKey kAdminCallerKey = -2;
-CallGate::CallerKey CallerKeyOf(const Caller& caller);
-// `counted_as`: whose share of the gate the call takes.
+enum class Counted { kForTenant, kAsAdmin };
 // Errors: ResourceExhausted; PermissionDenied; Unauthenticated and InvalidArgument, metadata.
 absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller,
                                     const grpc::CallbackServerContext& context, CallKind kind,
-                                    size_t request_bytes, CallGate::CallerKey counted_as);
+                                    size_t request_bytes, Counted counted = Counted::kForTenant);
 // Errors: FailedPrecondition, the call needs a session.
 absl::StatusOr<SessionRecord> SessionOf(const CallScope& scope);
 

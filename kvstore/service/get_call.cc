@@ -23,7 +23,7 @@ grpc::ServerWriteReactor<v1::GetResponse>* GetCall::Start(
 absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                               const v1::GetRequest& request) {
   ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
-                                     request.ByteSizeLong() + kPieceBytesMax, CallerKeyOf(caller)));
+                                     request.ByteSizeLong() + kPieceBytesMax));
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(request.hashes(), request.tokens()));
   if (scope_.server_deadline.has_value()) {

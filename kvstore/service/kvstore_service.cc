@@ -111,9 +111,9 @@ absl::StatusOr<BadByLease> ReadRelease(const v1::ReleaseRequest& request) {
 
 // Each method: admit, check the fields, post to the core, write the reply on the call's edge
 // thread.
-#define ENTER_UNARY(kind, request)                                                                 \
-  absl::StatusOr<CallScope> entered =                                                              \
-      EnterCall(parts_, caller_, *context, kind, (request)->ByteSizeLong(), CallerKeyOf(caller_)); \
+#define ENTER_UNARY(kind, request)                                           \
+  absl::StatusOr<CallScope> entered =                                        \
+      EnterCall(parts_, caller_, *context, kind, (request)->ByteSizeLong()); \
   if (!entered.ok()) return UnaryCall::Refuse(entered.status())
 #define REFUSE_IF_ERROR(expr)                                                            \
   do {                                                                                   \

@@ -34,8 +34,7 @@ grpc::ServerReadReactor<v1::PutRequest>* PutCall::Start(const CallParts& parts,
 
 absl::Status PutCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context) {
   // The header is not here yet: count a piece.
-  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax,
-                                     CallerKeyOf(caller)));
+  ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax));
   if (scope_.server_deadline.has_value()) {
     edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
                 after = *scope_.server_deadline] {

@@ -8,22 +8,19 @@
 namespace kvstore::store {
 namespace {
 
-// How far down the eviction order one call looks for a block that can go. Held blocks cluster at
-// the newest end, dirty ones are written behind within milliseconds: more than this means that the
-// tier really is full.
+// How far down the eviction order one call looks for dirty blocks.
 constexpr uint32_t kScanMax = 256;
-// Blocks evicted from another pool in one call, to empty a slab of its.
-constexpr int kForeignEvictionsMax = 64;
 // How many older leaves a parent may pass when it becomes a leaf: those are of prefixes that nobody
 // used since.
 constexpr uint32_t kAgeWalkMax = 64;
 
 }  // namespace
 
-Copies::Copies(const Store::Tiers& tiers, NamespaceTable& namespaces, const Clock& clock,
-               uint64_t seed)
+Copies::Copies(const Store::Tiers& tiers, NamespaceTable& namespaces, TenantTable& tenants,
+               const Clock& clock, uint64_t seed)
     : tiers_{tiers.gpu, tiers.dram, tiers.nvme},
       namespaces_(namespaces),
+      tenants_(tenants),
       clock_(clock),
       start_(clock.Now()),
       index_(seed, {tiers.gpu != nullptr, tiers.dram != nullptr, tiers.nvme != nullptr}) {}
@@ -71,10 +68,13 @@ bool Copies::IsLeafIn(NodeId id, TierKind kind) const {
 // A resident parent leaves the eviction order with its first child in the tier, and is back in it
 // with its last one gone.
 void Copies::BeginWrite(NodeId id, TierKind kind, PageId page) {
+  const PoolId pool = PoolOf(id);
+  slabs_[Pos(kind)].Take(page, pool, id);
+  tenants_.Charge(pool, kind);
   index_.BeginWrite(id, Pos(kind), page);
   const NodeId parent = index_.node(id).parent;
   if (parent == index::kNoNode || !IsResident(parent, kind)) return;
-  if (index_.NumChildrenIn(parent, Pos(kind)) == 1) lru_[Pos(kind)].Remove(PoolOf(parent), parent);
+  if (index_.NumChildrenIn(parent, Pos(kind)) == 1) lru_[Pos(kind)].Remove(pool, parent);
 }
 
 void Copies::RemoveCopy(NodeId id, TierKind kind) {
@@ -91,41 +91,78 @@ void Copies::Publish(NodeId id, TierKind kind, Recency recency) {
   index_.Publish(id, Pos(kind));
   unwritable_.erase(id);
   ++PagesIn(id, kind);
+  const PoolId pool = PoolOf(id);
+  TenantUse& use = tenants_.use(tenants_.tenant_of(pool), kind);
+  use.resident_bytes += tenants_.slot_bytes(pool);
+  ++use.pages;
   if (!IsLeafIn(id, kind)) return;
   if (recency == Recency::kNewest) {
-    lru_[Pos(kind)].InsertNewest(PoolOf(id), id);
+    lru_[Pos(kind)].InsertNewest(pool, id);
   } else {
-    lru_[Pos(kind)].InsertOldest(PoolOf(id), id);
+    lru_[Pos(kind)].InsertOldest(pool, id);
   }
 }
 
 void Copies::AbandonWrite(NodeId id, TierKind kind) {
   const PageId page = this->page(id, kind);
+  const PoolId pool = PoolOf(id);
   RemoveCopy(id, kind);
+  slabs_[Pos(kind)].Release(page);
+  tenants_.Refund(pool, kind);
   tier(kind)->Release(page);
   index_.EraseIfUnused(id);
 }
 
+void Copies::Lend(TierKind kind, PoolId pool, PageId page) {
+  slabs_[Pos(kind)].Take(page, pool, index::kNoNode);
+  tenants_.Charge(pool, kind);
+  tenants_.use(tenants_.tenant_of(pool), kind).lent_bytes += tenants_.slot_bytes(pool);
+}
+
+void Copies::GiveBack(TierKind kind, PoolId pool, PageId page) {
+  tenants_.use(tenants_.tenant_of(pool), kind).lent_bytes -= tenants_.slot_bytes(pool);
+  slabs_[Pos(kind)].Release(page);
+  tenants_.Refund(pool, kind);
+  tier(kind)->Release(page);
+}
+
 void Copies::Drop(NodeId id, TierKind kind, DropReason reason) {
   const PageId page = this->page(id, kind);
-  if (IsLeafIn(id, kind)) lru_[Pos(kind)].Remove(PoolOf(id), id);
+  const PoolId pool = PoolOf(id);
+  TenantUse& use = tenants_.use(tenants_.tenant_of(pool), kind);
+  if (IsLeafIn(id, kind)) lru_[Pos(kind)].Remove(pool, id);
   --PagesIn(id, kind);
+  --use.pages;
+  use.resident_bytes -= tenants_.slot_bytes(pool);
   unwritable_.erase(id);
   RemoveCopy(id, kind);
+  PrefetchNextVictim(index_.node(id).parent, kind);
   if (reason == DropReason::kLost) {
     ++counters(kind).lost_pages;
+    slabs_[Pos(kind)].Quarantine(page);
     tier(kind)->Quarantine(page);
   } else {
-    if (reason == DropReason::kEvicted) ++counters(kind).evicted_pages;
+    counters(kind).evicted_pages += reason == DropReason::kEvicted;
+    use.evicted_pages += reason == DropReason::kEvicted;
+    slabs_[Pos(kind)].Release(page);
     tier(kind)->Release(page);
   }
+  tenants_.Refund(pool, kind);
   if (!index_.node(id).IsResident()) ++store_counters_.dropped_blocks;
   index_.EraseIfUnused(id);
 }
 
-void Copies::Touch(NodeId id) {
+// Evictions run along chains, tail first: the parent is likely to be next.
+void Copies::PrefetchNextVictim(NodeId id, TierKind kind) const {
+  if (id == index::kNoNode) return;
+  index_.PrefetchRemoval(id, Pos(kind));
+  const NodeId parent = index_.node(id).parent;
+  if (parent != index::kNoNode) lru_[Pos(kind)].Prefetch(parent);
+}
+
+void Copies::Touch(NodeId id, uint32_t now) {
   index::Node& n = index_.node(id);
-  n.touched_at = Ticks();
+  n.touched_at = now;
   for (const TierKind kind : kAllTiers) {
     if (n.copies[Pos(kind)] == CopyState::kResident && IsLeafIn(id, kind))
       lru_[Pos(kind)].Touch(PoolOf(id), id);
@@ -177,70 +214,6 @@ std::vector<NodeId> Copies::TakeUnwritable(size_t blocks_max) {
   return taken;
 }
 
-absl::StatusOr<PageId> Copies::TakePage(TierKind kind, PoolId pool) {
-  absl::StatusOr<PageId> page = tier(kind)->Reserve(pool);
-  while (!page.ok() && absl::IsResourceExhausted(page.status()) && EvictFor(kind, pool))
-    page = tier(kind)->Reserve(pool);
-  return page;
-}
-
-// Memory goes to the pool that uses it: while another pool's oldest block is older than ours, that
-// one gives.
-bool Copies::EvictFor(TierKind kind, PoolId pool) {
-  const PoolId oldest = PoolWithOldestBlock(kind, pool);
-  if (oldest != pool) {
-    for (int i = 0; i < kForeignEvictionsMax && EvictOldest(kind, oldest); ++i) {
-      if (tier(kind)->FreeSlots(pool) > 0) return true;
-    }
-  }
-  return EvictOldest(kind, pool);
-}
-
-PoolId Copies::PoolWithOldestBlock(TierKind kind, PoolId fallback) const {
-  const policy::LeafLru& lru = lru_[Pos(kind)];
-  PoolId oldest = fallback;
-  uint32_t oldest_ticks = UINT32_MAX;
-  for (const auto& [pool, list] : lru.pools()) {
-    const NodeId node = lru.Oldest(pool);
-    if (node == index::kNoNode) continue;
-    const uint32_t ticks = index_.node(node).touched_at;
-    // Ties go to the pool that asks, then to the lowest id: the order of the map must not matter.
-    const bool wins_tie = pool == fallback || (oldest != fallback && pool < oldest);
-    if (ticks < oldest_ticks || (ticks == oldest_ticks && wins_tie)) {
-      oldest_ticks = ticks;
-      oldest = pool;
-    }
-  }
-  return oldest;
-}
-
-// Makes room for one page. A block without a copy below is written there first; where that cannot
-// be, and as a last resort, a block goes although a child of it lives on elsewhere: what is full of
-// such blocks would otherwise stay full for ever.
-bool Copies::EvictOldest(TierKind kind, PoolId pool) {
-  policy::LeafLru& lru = lru_[Pos(kind)];
-  NodeId next = lru.Oldest(pool);
-  NodeId orphaning = index::kNoNode;
-  bool is_room_coming = false;
-  for (uint32_t looked_at = 0; next != index::kNoNode && looked_at < kScanMax; ++looked_at) {
-    const NodeId id = next;
-    next = lru.NextNewer(id);
-    if (index_.node(id).holds > 0) {
-      lru.Touch(pool, id);  // second chance
-    } else if (IsDirty(id, kind) && on_dirty_victim_(id, kind)) {
-      is_room_coming = true;
-    } else if (CanEvict(id, kind)) {
-      Drop(id, kind, DropReason::kEvicted);
-      return true;
-    } else if (orphaning == index::kNoNode) {
-      orphaning = id;
-    }
-  }
-  if (orphaning == index::kNoNode || is_room_coming) return false;
-  Drop(orphaning, kind, DropReason::kEvicted);
-  return true;
-}
-
 void Copies::WriteBackOldest(TierKind kind, PoolId pool, uint64_t blocks_max) {
   const policy::LeafLru& lru = lru_[Pos(kind)];
   NodeId leaf = lru.Oldest(pool);
@@ -271,6 +244,11 @@ absl::Status Copies::CheckInvariants() const {
         return absl::InternalError(
             absl::StrCat("slot ", p.slab, "/", p.slot, " belongs to two blocks"));
       }
+      const SlabMap::Slab* slab = slabs_[Pos(kind)].Look(p.slab);
+      if (slab == nullptr || slab->pool != PoolOf(id) || slab->blocks[p.slot] != id) {
+        return absl::InternalError(
+            absl::StrCat("slot ", p.slab, "/", p.slot, " does not lead to its block"));
+      }
     }
   }
   for (const NodeId id : unwritable_) {
@@ -279,16 +257,52 @@ absl::Status Copies::CheckInvariants() const {
     }
   }
   for (const TierKind kind : kAllTiers) {
-    uint64_t in_order = 0, counted = 0;
-    for (const auto& [pool, list] : lru_[Pos(kind)].pools()) in_order += lru_[Pos(kind)].size(pool);
-    for (const auto& pages : pages_in_) counted += pages[Pos(kind)];
-    if (in_order != leaves[Pos(kind)] || counted != resident[Pos(kind)]) {
-      return absl::InternalError(absl::StrCat(std::string(tiers::TierName(kind)), ": ",
-                                              resident[Pos(kind)], " resident, ", in_order,
-                                              " in eviction order, ", counted, " counted"));
-    }
+    if (absl::Status s = CheckOrder(kind, leaves[Pos(kind)], resident[Pos(kind)]); !s.ok())
+      return s;
     if (!Has(kind)) continue;
+    if (absl::Status s = CheckAccounts(kind); !s.ok()) return s;
     if (absl::Status s = tier(kind)->CheckInvariants(); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Copies::CheckOrder(TierKind kind, uint64_t leaves, uint64_t resident) const {
+  uint64_t counted = 0;
+  const uint64_t in_order = lru_[Pos(kind)].size();
+  for (const auto& pages : pages_in_) counted += pages[Pos(kind)];
+  if (in_order == leaves && counted == resident) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(std::string(tiers::TierName(kind)), ": ", resident,
+                                          " resident, ", in_order, " in eviction order, ", counted,
+                                          " counted"));
+}
+
+// Every account again from the index; all of them together from the tier.
+absl::Status Copies::CheckAccounts(TierKind kind) const {
+  std::vector<TenantUse> expected(tenants_.all().size());
+  for (NodeId id = 0; id < index_.id_end(); ++id) {
+    if (!index_.IsLive(id) || state(id, kind) == CopyState::kAbsent) continue;
+    TenantUse& use = expected[tenants_.tenant_of(PoolOf(id)).value()];
+    use.used_bytes += tenants_.slot_bytes(PoolOf(id));
+    if (!IsResident(id, kind)) continue;
+    use.resident_bytes += tenants_.slot_bytes(PoolOf(id));
+    ++use.pages;
+  }
+  uint64_t all = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const Tenant& tenant = tenants_.all()[i];
+    const TenantUse& use = tenant.tiers[Pos(kind)];
+    all += use.used_bytes;
+    if (use.used_bytes != expected[i].used_bytes + use.lent_bytes ||
+        use.resident_bytes != expected[i].resident_bytes || use.pages != expected[i].pages) {
+      return absl::InternalError(
+          absl::StrCat("tenant ", tenant.name, " uses ", expected[i].used_bytes, " bytes of ",
+                       std::string(tiers::TierName(kind)), " and ", use.lent_bytes,
+                       " lent; its account says ", use.used_bytes));
+    }
+  }
+  if (const uint64_t used = tier(kind)->stats().used_bytes; all != used) {
+    return absl::InternalError(absl::StrCat(std::string(tiers::TierName(kind)), " has ", used,
+                                            " bytes in use, all tenants together ", all));
   }
   return absl::OkStatus();
 }

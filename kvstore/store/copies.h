@@ -3,7 +3,7 @@
 //
 // Confined to the core thread. Invariants (CheckInvariants): the eviction order of a tier has
 // exactly the resident copies without a child in that tier; a page belongs to one copy; counts by
-// namespace and tier agree.
+// namespace, tenant and tier agree with the index, with the slab maps and with the tiers.
 #pragma once
 
 #include <array>
@@ -18,7 +18,9 @@
 #include "kvstore/index/prefix_index.h"
 #include "kvstore/policy/leaf_lru.h"
 #include "kvstore/store/namespace_table.h"
+#include "kvstore/store/slab_map.h"
 #include "kvstore/store/store.h"
+#include "kvstore/store/tenant_table.h"
 #include "tiers/tier.h"
 
 namespace kvstore::store {
@@ -33,7 +35,8 @@ enum class Recency { kNewest, kOldest };
 
 class Copies {
  public:
-  Copies(const Store::Tiers& tiers, NamespaceTable& namespaces, const Clock& clock, uint64_t seed);
+  Copies(const Store::Tiers& tiers, NamespaceTable& namespaces, TenantTable& tenants,
+         const Clock& clock, uint64_t seed);
 
   // Told of a block that should be evicted but has no copy in a colder tier. True if a copy is
   // being made: it will be evictable later. False: it cannot be saved and may be dropped.
@@ -56,20 +59,20 @@ class Copies {
   PageId page(NodeId id, TierKind kind) const { return index_.page(id, Pos(kind)); }
   PageLocation Locate(NodeId id, TierKind kind) const;
 
-  // A page of `kind`, evicting if needed. Errors: ResourceExhausted, nothing can be evicted now;
-  // what the tier says.
-  absl::StatusOr<PageId> TakePage(TierKind kind, PoolId pool);
-
+  // A page that the tier handed out (Room::TakePage) becomes the block's copy, on its tenant's
+  // account.
   void BeginWrite(NodeId id, TierKind kind, PageId page);
   void Publish(NodeId id, TierKind kind, Recency recency);
   // Ends a write that will not be published, and gives its page back.
   void AbandonWrite(NodeId id, TierKind kind);
+  // A page that is nobody's copy: it is on the account of its pool's tenant until it is given back.
+  void Lend(TierKind kind, PoolId pool, PageId page);
+  void GiveBack(TierKind kind, PoolId pool, PageId page);
   // Removes a resident copy. kLost: the slot is quarantined. The node is erased when nothing is
   // left of it.
   void Drop(NodeId id, TierKind kind, DropReason reason);
-  // As a durable tier keeps its page for somebody else's use: for pages that recovery refuses
-  // nothing is to be done here.
-  void Touch(NodeId id);
+  // `now`: Ticks().
+  void Touch(NodeId id, uint32_t now);
 
   // Forbids eviction of every copy of the block.
   void Hold(NodeId id) { ++index_.node(id).holds; }
@@ -87,10 +90,19 @@ class Copies {
   std::vector<NodeId> TakeUnwritable(size_t blocks_max);
   bool HasColderTier(TierKind kind) const;
   bool HasColderCopy(NodeId id, TierKind kind) const;
+  // Has a dirty block copied to the tier below. False: it cannot be saved and may be dropped.
+  bool StartWriteBack(NodeId id, TierKind kind) { return on_dirty_victim_(id, kind); }
   // The colder tier that gets copies from `kind`, if there is one that serves.
   const tiers::Tier* ColderTier(TierKind kind) const;
   // Calls on_dirty_victim for up to `blocks_max` of the oldest dirty blocks of a pool.
   void WriteBackOldest(TierKind kind, PoolId pool, uint64_t blocks_max);
+
+  // The order in which the blocks of a tier's pools are evicted.
+  const policy::LeafLru& order(TierKind kind) const { return lru_[Pos(kind)]; }
+  void GiveSecondChance(NodeId id, TierKind kind) { lru_[Pos(kind)].Touch(PoolOf(id), id); }
+  const SlabMap& slabs(TierKind kind) const { return slabs_[Pos(kind)]; }
+  TenantTable& tenants() { return tenants_; }
+  const TenantTable& tenants() const { return tenants_; }
 
   // Present time in the unit of Node::touched_at.
   uint32_t Ticks() const;
@@ -106,16 +118,18 @@ class Copies {
  private:
   bool IsLeafIn(NodeId id, TierKind kind) const;
   void RemoveCopy(NodeId id, TierKind kind);
-  bool EvictFor(TierKind kind, PoolId pool);
-  bool EvictOldest(TierKind kind, PoolId pool);
-  PoolId PoolWithOldestBlock(TierKind kind, PoolId fallback) const;
+  void PrefetchNextVictim(NodeId id, TierKind kind) const;
   uint64_t& PagesIn(NodeId id, TierKind kind);
+  absl::Status CheckOrder(TierKind kind, uint64_t leaves, uint64_t resident) const;
+  absl::Status CheckAccounts(TierKind kind) const;
 
   std::array<tiers::Tier*, tiers::kNumTierKinds> tiers_;
   NamespaceTable& namespaces_;
+  TenantTable& tenants_;
   const Clock& clock_;
   const absl::Time start_;
   index::PrefixIndex index_;
+  std::array<SlabMap, tiers::kNumTierKinds> slabs_;
   std::array<policy::LeafLru, tiers::kNumTierKinds> lru_;
   std::array<TierCounters, tiers::kNumTierKinds> counters_;
   StoreCounters store_counters_;

@@ -74,6 +74,13 @@ void Loads::Acquire(SessionId session_id, NamespaceId ns, std::span<const BlockH
     return on_update(first);
   }
 
+  size_t& leased_blocks = copies_.tenants().tenant(session->tenant).leased_blocks;
+  if (leased_blocks + nodes.size() > options_.leased_blocks_per_tenant_max) {
+    first.is_last = true;
+    first.status = absl::ResourceExhaustedError("the tenant holds too many leased blocks");
+    return on_update(first);
+  }
+  leased_blocks += nodes.size();
   const LeaseId id(++last_id_);
   session->leases.insert(id);
   Lease& lease = leases_[id];
@@ -89,8 +96,9 @@ void Loads::Acquire(SessionId session_id, NamespaceId ns, std::span<const BlockH
   lease.ready.reserve(lease.nodes.size());
   for (const NodeId node : lease.nodes) copies_.Hold(node);
   // Tail first: a parent is never older than its children.
+  const uint32_t now = copies_.Ticks();
   for (auto node = lease.nodes.rbegin(); node != lease.nodes.rend(); ++node) {
-    copies_.Touch(*node);
+    copies_.Touch(*node, now);
     uint16_t& hits = copies_.index().node(*node).hits;
     hits += hits < UINT16_MAX;
   }
@@ -213,7 +221,9 @@ void Loads::End(LeaseId id) {
   auto it = leases_.find(id);
   const Lease lease = std::move(it->second);
   leases_.erase(it);
-  sessions_.Find(lease.session)->leases.erase(id);
+  Session* session = sessions_.Find(lease.session);
+  session->leases.erase(id);
+  copies_.tenants().tenant(session->tenant).leased_blocks -= lease.nodes.size();
   // Tail first, so that blocks of a cleared namespace go leaf by leaf.
   for (auto node = lease.nodes.rbegin(); node != lease.nodes.rend(); ++node) copies_.Unhold(*node);
 }

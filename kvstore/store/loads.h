@@ -36,6 +36,8 @@ class Loads {
   absl::Status Renew(SessionId session, LeaseId lease);
   void ReleaseAll(Session* session);
   size_t size() const { return leases_.size(); }
+  // Requires: the lease exists.
+  size_t BlocksOf(LeaseId lease) const { return leases_.find(lease)->second.nodes.size(); }
 
  private:
   struct Lease {

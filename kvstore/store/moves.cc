@@ -4,9 +4,16 @@
 #include <utility>
 
 namespace kvstore::store {
+namespace {
 
-Moves::Moves(Copies& copies, Executor& executor, const Clock& clock, absl::Duration deadline)
-    : copies_(copies), executor_(executor), clock_(clock), deadline_(deadline) {}
+// A tenant that used a device so recently counts when its queue is split.
+constexpr absl::Duration kRecently = absl::Seconds(1);
+
+}  // namespace
+
+Moves::Moves(Copies& copies, Room& room, Executor& executor, const Clock& clock,
+             absl::Duration deadline)
+    : copies_(copies), room_(room), executor_(executor), clock_(clock), deadline_(deadline) {}
 
 void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done) {
   const uint64_t key = Key(id, dst);
@@ -19,10 +26,14 @@ void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Do
     return done(is_there ? absl::OkStatus()
                          : absl::AlreadyExistsError("the copy is being written"));
   }
-  Move move{.id = id, .src = src, .dst = dst, .purpose = purpose, .waiters = {}};
+  const uint32_t tenant = TenantOf(id);
+  Move move{.id = id, .src = src, .dst = dst, .purpose = purpose, .tenant = tenant, .waiters = {}};
   Device& device = DeviceOf(move);
-  if (purpose == MovePurpose::kWriteBehind && device.write_behinds.size() >= kWriteBehindQueueMax) {
-    return done(absl::ResourceExhaustedError("too many blocks wait to be written behind"));
+  auto& queue = purpose == MovePurpose::kLoad ? device.loads : device.write_behinds;
+  if (!queue.HasRoomFor(tenant)) {
+    return done(absl::ResourceExhaustedError(purpose == MovePurpose::kLoad
+                                                 ? "too many blocks wait to be loaded"
+                                                 : "too many blocks wait to be written behind"));
   }
   if (!copies_.CanHold(id))
     return done(absl::ResourceExhaustedError("too many holds on one block"));
@@ -30,8 +41,18 @@ void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Do
   moves_.emplace(key, std::move(move));
   copies_.Hold(id);
   num_write_behinds_ += purpose == MovePurpose::kWriteBehind;
-  (purpose == MovePurpose::kLoad ? device.loads : device.write_behinds).push_back(key);
+  queue.Push(tenant, copies_.tenants().slot_bytes(copies_.PoolOf(id)), key);
   PostPump(device);
+}
+
+size_t Moves::size_of(TenantId tenant) const {
+  size_t size = 0;
+  for (const Device& device : devices_) {
+    const auto traffic = device.traffic.find(tenant.value());
+    size += device.loads.size_of(tenant.value()) + device.write_behinds.size_of(tenant.value()) +
+            (traffic == device.traffic.end() ? 0 : traffic->second.in_flight);
+  }
+  return size;
 }
 
 void Moves::PostPump(Device& device) {
@@ -48,17 +69,34 @@ bool Moves::MayIssue(const Device& device, MovePurpose purpose) const {
          device.write_behinds_in_flight < std::max<size_t>(1, max / 2);
 }
 
+size_t Moves::PartOf(Device& device) {
+  const TierKind kind = static_cast<TierKind>(&device - devices_.data());
+  const absl::Time recent = clock_.Now() - kRecently;
+  for (const auto* queue : {&device.loads, &device.write_behinds}) {
+    for (const uint32_t tenant : queue->waiting())
+      device.traffic[tenant].last_active = clock_.Now();
+  }
+  absl::erase_if(device.traffic, [&](const auto& entry) {
+    return entry.second.in_flight == 0 && entry.second.last_active < recent;
+  });
+  const size_t max = copies_.tier(kind)->inflight_max();
+  return std::max<size_t>(1, max / std::max<size_t>(1, device.traffic.size()));
+}
+
 void Moves::Pump(Device& device) {
   device.is_pump_posted = false;
-  while (!device.loads.empty() && MayIssue(device, MovePurpose::kLoad)) {
-    const uint64_t key = device.loads.front();
-    device.loads.pop_front();
-    Issue(key);
-  }
-  while (!device.write_behinds.empty() && MayIssue(device, MovePurpose::kWriteBehind)) {
-    const uint64_t key = device.write_behinds.front();
-    device.write_behinds.pop_front();
-    Issue(key);
+  const size_t part = PartOf(device);
+  PumpQueue(device, MovePurpose::kLoad, part);
+  PumpQueue(device, MovePurpose::kWriteBehind, part);
+}
+
+void Moves::PumpQueue(Device& device, MovePurpose purpose, size_t part) {
+  auto& queue = purpose == MovePurpose::kLoad ? device.loads : device.write_behinds;
+  while (queue.size() > 0 && MayIssue(device, purpose)) {
+    const auto next =
+        queue.Pop([&](uint32_t tenant) { return device.traffic[tenant].in_flight < part; });
+    if (!next) return;
+    Issue(next->second);
   }
 }
 
@@ -77,7 +115,7 @@ void Moves::Issue(uint64_t key) {
                            ? absl::OkStatus()
                            : absl::AlreadyExistsError("the copy is being written"));
   }
-  const absl::StatusOr<PageId> page = copies_.TakePage(dst, copies_.PoolOf(id));
+  const absl::StatusOr<PageId> page = room_.TakePage(dst, copies_.PoolOf(id));
   if (!page.ok()) return Finish(key, page.status());
   copies_.BeginWrite(id, dst, *page);
   Submit(key, &moves_.find(key)->second, *page);
@@ -86,6 +124,7 @@ void Moves::Issue(uint64_t key) {
 void Moves::Submit(uint64_t key, Move* move, PageId dst_page) {
   Device& device = DeviceOf(*move);
   ++device.in_flight;
+  ++device.traffic[move->tenant].in_flight;
   if (move->purpose == MovePurpose::kWriteBehind) ++device.write_behinds_in_flight;
   move->submitted = clock_.Now();
   const absl::Time deadline = move->submitted + deadline_;
@@ -106,6 +145,9 @@ void Moves::OnCopied(uint64_t key, absl::Status status) {
   const Move& move = moves_.find(key)->second;
   Device& device = DeviceOf(move);
   --device.in_flight;
+  Traffic& traffic = device.traffic[move.tenant];
+  --traffic.in_flight;
+  traffic.last_active = clock_.Now();
   if (move.purpose == MovePurpose::kWriteBehind) --device.write_behinds_in_flight;
   const NodeId id = move.id;
   const TierKind dst = move.dst;

@@ -1,8 +1,9 @@
 // Moves in flight: one block from one tier to another, with DRAM on one side.
 //
-// Loads go before write-behind copies, which never use more than half of a device's queue. A move
-// holds its block (nothing of it is evicted) and ends exactly once. The source stays valid until
-// the copy is published.
+// Loads go before write-behind copies, which never use more than half of a device's queue. Among
+// equals tenants are served in turn, by bytes, and none has more in flight on a device than its
+// part of the queue: all of it while it is alone. A move holds its block (nothing of it is evicted)
+// and ends exactly once. The source stays valid until the copy is published.
 //
 // Failure: a source that differs or cannot be read is dropped (quarantined and counted): the block
 // is "not resident there". A destination that cannot be written loses only the attempt.
@@ -11,7 +12,6 @@
 #pragma once
 
 #include <array>
-#include <deque>
 #include <functional>
 #include <vector>
 
@@ -21,7 +21,9 @@
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
 #include "kvstore/base/latency_histogram.h"
+#include "kvstore/policy/fair_queue.h"
 #include "kvstore/store/copies.h"
+#include "kvstore/store/room.h"
 
 namespace kvstore::store {
 
@@ -30,12 +32,18 @@ enum class MovePurpose { kLoad, kWriteBehind };
 class Moves {
  public:
   using Done = absl::AnyInvocable<void(absl::Status)>;
-  // Blocks that may wait to be written behind. They pin their pages in the hotter tier, so the
-  // queue must not hold a large part of it; a block that finds it full stays dirty and is written
-  // when it is about to be evicted.
-  static constexpr size_t kWriteBehindQueueMax = 4096;
+  // Blocks of one tenant that may wait to be written behind, and of all tenants, per device. They
+  // pin their pages in the hotter tier, so the queue must not hold a large part of it; a block that
+  // finds it full stays dirty and is written when it is about to be evicted.
+  static constexpr policy::FairQueue<uint64_t>::Limits kWriteBehindQueue = {
+      .items_max = 8192, .items_per_tenant_max = 4096};
+  // Blocks that may wait to be loaded: four times what one call may ask for. A lease that finds the
+  // queue full is cut off there.
+  static constexpr policy::FairQueue<uint64_t>::Limits kLoadQueue = {
+      .items_max = size_t{1} << 20, .items_per_tenant_max = size_t{1} << 18};
 
-  Moves(Copies& copies, Executor& executor, const Clock& clock, absl::Duration deadline);
+  Moves(Copies& copies, Room& room, Executor& executor, const Clock& clock,
+        absl::Duration deadline);
 
   // Copies `id` from `src` to `dst`. Joins the move that is already bringing the block to `dst`.
   // Only queues: pages are taken and tiers called in a task of its own, so that nothing is evicted
@@ -44,6 +52,8 @@ class Moves {
   // or no place in the queue; what the tier reported.
   // Requires: resident in `src`; exactly one of the two is DRAM.
   void Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done);
+  // In flight and waiting.
+  size_t size_of(TenantId tenant) const;
   bool IsMovingTo(NodeId id, TierKind dst) const { return moves_.contains(Key(id, dst)); }
   size_t size() const { return moves_.size(); }
   // Of those, copies into colder tiers.
@@ -71,6 +81,7 @@ class Moves {
     TierKind src{};
     TierKind dst{};
     MovePurpose purpose{};
+    uint32_t tenant = 0;  // TenantId
     std::vector<Done> waiters;
     absl::Time submitted;  // to the tier
   };
@@ -79,11 +90,16 @@ class Moves {
     TierKind src;
     TierKind dst;
   };
+  struct Traffic {
+    size_t in_flight = 0;
+    absl::Time last_active;
+  };
   struct Device {
-    std::deque<uint64_t> loads;  // keys of moves that wait
-    std::deque<uint64_t> write_behinds;
+    policy::FairQueue<uint64_t> loads{kLoadQueue};  // keys of moves that wait
+    policy::FairQueue<uint64_t> write_behinds{kWriteBehindQueue};
     size_t in_flight = 0;
     size_t write_behinds_in_flight = 0;
+    absl::flat_hash_map<uint32_t, Traffic> traffic;  // by TenantId; recent ones
     bool is_pump_posted = false;
   };
 
@@ -94,6 +110,12 @@ class Moves {
   void PostPump(Device& device);
   void Pump(Device& device);
   bool MayIssue(const Device& device, MovePurpose purpose) const;
+  // How much one tenant may have in flight now.
+  size_t PartOf(Device& device);
+  void PumpQueue(Device& device, MovePurpose purpose, size_t part);
+  uint32_t TenantOf(NodeId id) const {
+    return copies_.tenants().tenant_of(copies_.PoolOf(id)).value();
+  }
   Way Route(uint64_t key) const;
   void Issue(uint64_t key);
   void Submit(uint64_t key, Move* move, PageId dst_page);
@@ -103,6 +125,7 @@ class Moves {
   void DropSourceIfBad(const Move& move, const absl::Status& status);
 
   Copies& copies_;
+  Room& room_;
   Executor& executor_;
   const Clock& clock_;
   const absl::Duration deadline_;

@@ -63,15 +63,14 @@ absl::StatusOr<Namespace*> NamespaceTable::Add(const NamespaceSpec& spec, std::s
     return absl::ResourceExhaustedError(
         absl::StrCat("there are ", namespaces_max_, " namespaces already (limits.namespaces_max)"));
   }
+  ASSIGN_OR_RETURN(const TenantId tenant, tenants_.FindOrAdd(spec.tenant));
   auto ns = std::make_unique<Namespace>();
   ns->name = name;
   ns->fingerprint = spec.ComputeFingerprint();
   ns->spec = spec;
   ns->epoch = epoch;
   ASSIGN_OR_RETURN(ns->id, NewId(ns.get()));
-  auto [pool, is_new] = pools_.try_emplace({spec.tenant, spec.shape.slot_bytes()},
-                                           PoolId(static_cast<uint32_t>(pools_.size())));
-  ns->pool = pool->second;
+  ns->pool = tenants_.PoolOf(tenant, spec.shape.slot_bytes());
   Namespace* raw = ns.get();
   by_name_.try_emplace({spec.tenant, std::move(name)}, raw);
   by_fingerprint_[raw->fingerprint] = std::move(ns);

@@ -14,12 +14,12 @@
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kvstore/base/block_hash.h"
 #include "kvstore/base/namespace_spec.h"
 #include "kvstore/base/strong_id.h"
+#include "kvstore/store/tenant_table.h"
 
 namespace kvstore::store {
 
@@ -42,7 +42,8 @@ struct Epoch {
 
 class NamespaceTable {
  public:
-  explicit NamespaceTable(size_t namespaces_max) : namespaces_max_(namespaces_max) {}
+  NamespaceTable(size_t namespaces_max, TenantTable& tenants)
+      : namespaces_max_(namespaces_max), tenants_(tenants) {}
 
   // Errors: AlreadyExists, the tenant's `name` means another spec; ResourceExhausted.
   absl::StatusOr<Namespace*> Open(const NamespaceSpec& spec, std::string name);
@@ -72,10 +73,10 @@ class NamespaceTable {
   absl::StatusOr<NamespaceId> NewId(const Namespace* ns);
 
   const size_t namespaces_max_;
+  TenantTable& tenants_;
   std::map<Fingerprint, std::unique_ptr<Namespace>> by_fingerprint_;
-  std::map<std::pair<std::string, std::string>, Namespace*> by_name_;    // (tenant, name)
-  absl::flat_hash_map<std::pair<std::string, uint64_t>, PoolId> pools_;  // (tenant, slot bytes)
-  std::vector<Epoch> epochs_;                                            // [NamespaceId]
+  std::map<std::pair<std::string, std::string>, Namespace*> by_name_;  // (tenant, name)
+  std::vector<Epoch> epochs_;                                          // [NamespaceId]
 };
 
 }  // namespace kvstore::store

@@ -4,11 +4,18 @@
 #include "kvstore/base/status_macros.h"
 
 namespace kvstore::store {
+namespace {
 
-Saves::Saves(const StoreOptions& options, Copies& copies, NamespaceTable& namespaces,
+// Blocks between bringing a table slot into the cache and reading it: each takes longer than that.
+constexpr size_t kLookUpAhead = 4;
+
+}  // namespace
+
+Saves::Saves(const StoreOptions& options, Copies& copies, Room& room, NamespaceTable& namespaces,
              SessionTable& sessions, Executor& executor, const Clock& clock)
     : options_(options),
       copies_(copies),
+      room_(room),
       namespaces_(namespaces),
       sessions_(sessions),
       executor_(executor),
@@ -52,6 +59,9 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
     return absl::ResourceExhaustedError(
         "the session has too many reserved blocks (limits.reserved_blocks_per_session_max)");
   }
+  size_t& reserved_of_tenant = copies_.tenants().tenant(session->tenant).reserved_blocks;
+  if (reserved_of_tenant + hashes.size() > options_.reserved_blocks_per_tenant_max)
+    return absl::ResourceExhaustedError("the tenant has too many reserved blocks");
   ASSIGN_OR_RETURN(NodeId parent_node, FindParent(ns, parent, first_block_index));
   const ReservationId id(last_id_ + 1);
   ReserveResult result;
@@ -73,6 +83,8 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
   };
   if (parent_node != index::kNoNode && copies_.CanHold(parent_node)) hold(parent_node);
   for (size_t i = 0; i < hashes.size(); ++i) {
+    if (i + kLookUpAhead < hashes.size())
+      copies_.index().PrefetchFind(ns, hashes[i + kLookUpAhead]);
     ReserveResult::Block& block = result.blocks[i];
     const uint32_t block_index = first_block_index + static_cast<uint32_t>(i);
     NodeId node = copies_.index().Find(ns, hashes[i]);
@@ -87,7 +99,7 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
     }
     if (is_known && block.state != ReserveState::kNoSpace) hold(node);
     if (block.state == ReserveState::kReserved) {
-      const absl::StatusOr<PageId> page = copies_.TakePage(tier, pool);
+      const absl::StatusOr<PageId> page = room_.TakePage(tier, pool);
       if (page.ok()) {
         // Links a known one to its parent, too: it may have been a ghost of recovery.
         node = is_known ? copies_.index().FindOrInsert(ns, hashes[i], parent_node, block_index)
@@ -113,6 +125,7 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
   if (r.num_open == 0) return result;
   counters.reserved_blocks += r.num_open;
   session->reserved_blocks += r.num_open;
+  reserved_of_tenant += r.num_open;
   session->reservations.insert(id);
   last_id_ = id.value();
   result.reservation = id;
@@ -162,9 +175,11 @@ absl::Status Saves::Commit(SessionId session, ReservationId id,
     published.push_back(node);
   }
   // Tail first: a parent is never older than its children.
-  for (auto node = published.rbegin(); node != published.rend(); ++node) copies_.Touch(*node);
+  const uint32_t now = copies_.Ticks();
+  for (auto node = published.rbegin(); node != published.rend(); ++node) copies_.Touch(*node, now);
   copies_.store_counters().committed_blocks += published.size();
   sessions_.Find(session)->reserved_blocks -= published.size();
+  copies_.tenants().tenant(sessions_.Find(session)->tenant).reserved_blocks -= published.size();
   if (r.num_open == 0) End(id);
   for (const NodeId node : published) on_published_(node, tier);
   for (auto node = published.rbegin(); node != published.rend(); ++node) copies_.Unhold(*node);
@@ -190,6 +205,7 @@ void Saves::End(ReservationId id) {
   Session* session = sessions_.Find(r.session);
   session->reservations.erase(id);
   session->reserved_blocks -= r.num_open;
+  copies_.tenants().tenant(session->tenant).reserved_blocks -= r.num_open;
   copies_.store_counters().aborted_blocks += r.num_open;
   for (auto node = r.nodes.rbegin(); node != r.nodes.rend(); ++node) {
     if (*node != index::kNoNode) copies_.AbandonWrite(*node, r.tier);

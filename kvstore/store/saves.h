@@ -13,14 +13,14 @@
 
 #include "kvstore/base/executor.h"
 #include "kvstore/store/copies.h"
-#include "kvstore/store/moves.h"
+#include "kvstore/store/room.h"
 #include "kvstore/store/sessions.h"
 
 namespace kvstore::store {
 
 class Saves {
  public:
-  Saves(const StoreOptions& options, Copies& copies, NamespaceTable& namespaces,
+  Saves(const StoreOptions& options, Copies& copies, Room& room, NamespaceTable& namespaces,
         SessionTable& sessions, Executor& executor, const Clock& clock);
 
   // As Store::Reserve. Requires: `ns` is the session's tenant's.
@@ -55,6 +55,7 @@ class Saves {
 
   const StoreOptions& options_;
   Copies& copies_;
+  Room& room_;
   NamespaceTable& namespaces_;
   SessionTable& sessions_;
   Executor& executor_;

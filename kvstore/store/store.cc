@@ -11,18 +11,28 @@
 #include "kvstore/store/loads.h"
 #include "kvstore/store/moves.h"
 #include "kvstore/store/namespace_table.h"
+#include "kvstore/store/room.h"
 #include "kvstore/store/saves.h"
 #include "kvstore/store/sessions.h"
 #include "kvstore/store/sweep.h"
+#include "kvstore/store/tenant_admin.h"
 #include "kvstore/store/verification.h"
 #include "kvstore/store/write_behind.h"
 
 namespace kvstore::store {
 namespace {
 
-constexpr char kNamespaceKeyPrefix[] = "ns/";  // of durable metadata; on disk
+constexpr std::string_view kNamespaceKeyPrefix = "ns/";  // of durable metadata; on disk
 
 absl::Status NoSession() { return absl::NotFoundError("no such session; it has ended"); }
+std::array<uint64_t, tiers::kNumTierKinds> CapacitiesOf(const Store::Tiers& tiers) {
+  std::array<uint64_t, tiers::kNumTierKinds> bytes{};
+  const tiers::Tier* const all[] = {tiers.gpu, tiers.dram, tiers.nvme};
+  for (size_t i = 0; i < bytes.size(); ++i)
+    bytes[i] = all[i] == nullptr ? 0 : all[i]->capacity_bytes();
+  return bytes;
+}
+
 absl::Status NoNamespace() { return absl::NotFoundError("no such namespace; open it first"); }
 
 }  // namespace
@@ -59,15 +69,18 @@ struct Store::State {
       : options(o),
         tiers(t),
         executor(e),
-        namespaces(o.namespaces_max),
-        copies(t, namespaces, c, std::random_device{}()),
-        moves(copies, e, c, o.move_deadline),
+        tenants(o.tenants_max, CapacitiesOf(t)),
+        namespaces(o.namespaces_max, tenants),
+        copies(t, namespaces, tenants, c, std::random_device{}()),
+        room(copies, e, c),
+        moves(copies, room, e, c, o.move_deadline),
         write_behind(options.policy, copies, moves, e, c),
-        sessions(o.sessions_max),
+        sessions(o.sessions_max, tenants),
         loads(options, copies, moves, sessions, e, c),
-        saves(options, copies, namespaces, sessions, e, c),
-        verification(copies, moves, e, c, o.move_deadline),
+        saves(options, copies, room, namespaces, sessions, e, c),
+        verification(copies, room, moves, e, c, o.move_deadline),
         drain(copies, moves, write_behind, e),
+        tenant_admin(tenants, copies, room, moves, sessions, loads, t.nvme),
         sweep(copies, namespaces, e, c),
         clock(c) {
     copies.set_on_dirty_victim(
@@ -92,7 +105,8 @@ struct Store::State {
     const Session* session = sessions.Find(session_id);
     if (session == nullptr) return NoSession();
     const Epoch* epoch = namespaces.FindEpoch(ns);
-    if (epoch == nullptr || epoch->ns->spec.tenant != session->tenant) return NoNamespace();
+    if (epoch == nullptr || tenants.tenant_of(epoch->ns->pool) != session->tenant)
+      return NoNamespace();
     if (!epoch->is_current)
       return absl::AbortedError("the namespace was cleared; look it up again");
     return absl::OkStatus();
@@ -108,14 +122,17 @@ struct Store::State {
     for (auto& run : std::exchange(wait_for_namespaces, {})) run();
   }
 
+  void RestoreMetadata(std::string_view key, std::string_view value);
   std::vector<bool> RestorePages(const std::vector<tiers::RecoveredPage>& pages);
   bool RestorePage(const tiers::RecoveredPage& page);
 
   const StoreOptions options;
   const Store::Tiers tiers;
   Executor& executor;
+  TenantTable tenants;
   NamespaceTable namespaces;
   Copies copies;
+  Room room;
   Moves moves;
   WriteBehind write_behind;
   SessionTable sessions;
@@ -123,6 +140,7 @@ struct Store::State {
   Saves saves;
   Verification verification;
   store::Drain drain;
+  TenantAdmin tenant_admin;
   Sweep sweep;
   const Clock& clock;
   bool is_recovering = false;
@@ -143,10 +161,8 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
   s->is_recovering = true;
   s->knows_namespaces = false;
   tiers::DurableTier::RecoveryHooks hooks;
-  hooks.on_metadata = [s](std::string key, std::string value) {
-    if (!key.starts_with(kNamespaceKeyPrefix)) return;
-    if (!s->namespaces.Restore(value).ok()) return;  // its pages will be refused, and so removed
-    for (const Namespace* ns : s->namespaces.All()) (void)s->OpenPools(*ns);
+  hooks.on_metadata = [s](const std::string& key, const std::string& value) {
+    s->RestoreMetadata(key, value);
   };
   hooks.on_pages = [s](const std::vector<tiers::RecoveredPage>& pages) {
     s->OnNamespacesKnown();
@@ -162,6 +178,14 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
     done(std::move(status));
   };
   s->tiers.nvme->Recover(std::move(hooks));
+}
+
+void Store::State::RestoreMetadata(std::string_view key, std::string_view value) {
+  if (const auto tenant = TenantAdmin::TenantOfKey(key))
+    return tenant_admin.Restore(*tenant, value);
+  if (key.substr(0, kNamespaceKeyPrefix.size()) != kNamespaceKeyPrefix) return;
+  if (!namespaces.Restore(value).ok()) return;  // its pages will be refused, and so removed
+  for (const Namespace* ns : namespaces.All()) (void)OpenPools(*ns);
 }
 
 std::vector<bool> Store::State::RestorePages(const std::vector<tiers::RecoveredPage>& pages) {
@@ -231,7 +255,7 @@ void Store::OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
   if (absl::Status s = state_->OpenPools(**ns); !s.ok()) return done(s);
   if (was_known || state_->tiers.nvme == nullptr) return done(Opened(**ns));
   state_->tiers.nvme->SaveMetadata(
-      absl::StrCat(kNamespaceKeyPrefix, (*ns)->fingerprint.Hex()),
+      absl::StrCat(std::string(kNamespaceKeyPrefix), (*ns)->fingerprint.Hex()),
       NamespaceTable::EncodeRecord(**ns),
       [opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
         if (!status.ok()) return done(status);
@@ -287,14 +311,16 @@ void Store::ClearKnown(std::string_view tenant, const Fingerprint& fingerprint,
   if (absl::Status s = state_->namespaces.Advance(ns); !s.ok()) return done(s);
   state_->sweep.Start();
   if (state_->tiers.nvme == nullptr) return done(absl::OkStatus());
-  state_->tiers.nvme->SaveMetadata(absl::StrCat(kNamespaceKeyPrefix, fingerprint.Hex()),
-                                   NamespaceTable::EncodeRecord(*ns), std::move(done));
+  state_->tiers.nvme->SaveMetadata(
+      absl::StrCat(std::string(kNamespaceKeyPrefix), fingerprint.Hex()),
+      NamespaceTable::EncodeRecord(*ns), std::move(done));
 }
 
 // --- Sessions
 
 absl::StatusOr<SessionId> Store::OpenSession(std::string_view tenant) {
-  return state_->sessions.Open(tenant);
+  ASSIGN_OR_RETURN(const TenantId id, state_->tenants.FindOrAdd(tenant));
+  return state_->sessions.Open(id);
 }
 
 void Store::CloseSession(SessionId id) {
@@ -403,6 +429,15 @@ StoreStatus Store::status() const {
   return status;
 }
 
+bool Store::keeps_metadata() const { return state_->tiers.nvme != nullptr; }
+
+std::vector<TenantRow> Store::ListTenants() const { return state_->tenant_admin.List(); }
+
+void Store::SetQuota(std::string_view tenant, TierKind tier, uint64_t bytes, QuotaLife life,
+                     tiers::Tier::Done done) {
+  state_->tenant_admin.SetQuota(tenant, tier, bytes, life, std::move(done));
+}
+
 std::vector<BlockRow> Store::List(NamespaceId ns, std::optional<TierKind> tier,
                                   size_t limit) const {
   const Copies& copies = state_->copies;
@@ -463,6 +498,9 @@ DrainResult Store::drain_progress() const { return state_->drain.progress(); }
 
 void Store::Resume() { state_->drain.Cancel(); }
 
-absl::Status Store::CheckInvariants() const { return state_->copies.CheckInvariants(); }
+absl::Status Store::CheckInvariants() const {
+  RETURN_IF_ERROR(state_->copies.CheckInvariants());
+  return state_->tenant_admin.CheckInvariants();
+}
 
 }  // namespace kvstore::store

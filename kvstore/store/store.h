@@ -60,6 +60,11 @@ struct StoreOptions {
   size_t blocks_per_call_max = 65536;
   size_t leases_per_session_max = 4096;
   size_t reserved_blocks_per_session_max = 65536;
+  // Of all sessions of a tenant: 4 M leased blocks take about 100 MB of bookkeeping.
+  size_t leased_blocks_per_tenant_max = size_t{1} << 22;
+  size_t reserved_blocks_per_tenant_max = size_t{1} << 20;
+  // Tenants that were ever named since the start.
+  size_t tenants_max = 65536;
   policy::PolicyOptions policy;
 
   // Errors: InvalidArgument naming the option.
@@ -131,6 +136,28 @@ struct NamespaceRow {
   std::array<uint64_t, tiers::kNumTierKinds> bytes_by_tier{};
 };
 
+// What a tenant has and may have. Bytes are slots: page, checksums, trailer, rounded up to 4 KiB.
+struct TenantRow {
+  struct InTier {
+    TierKind kind{};
+    uint64_t quota_bytes = 0;  // 0: none
+    uint64_t share_bytes = 0;  // what no tenant above its own share can take away; 0 while unused
+    uint64_t used_bytes = 0;   // reserved_bytes included
+    uint64_t reserved_bytes = 0;  // being written, or lent for a check
+    uint64_t pages = 0;           // resident
+    uint64_t evicted_pages = 0;
+  };
+  std::string name;
+  std::vector<InTier> tiers;  // those that there are
+  size_t sessions = 0, leases = 0, leased_blocks = 0, reservations = 0, reserved_blocks = 0;
+  size_t moves = 0;  // between tiers, waiting ones included
+};
+// Who set a quota: decides whether it outlives the process.
+enum class QuotaLife : uint8_t {
+  kDurable,  // by an operator: kept by the durable tier, if there is one
+  kThisRun,  // by configuration, which says it again at the next start; overrules what was kept
+};
+
 struct BlockRow {
   BlockHash hash;
   BlockHash parent;
@@ -157,6 +184,7 @@ struct TierCounters {
   uint64_t differing_pages = 0;   // their bytes are not what was committed
   uint64_t unreadable_pages = 0;  // the device failed
   uint64_t deadline_misses = 0;   // the device was too late, reads and writes
+  uint64_t reclaimed_slabs = 0;  // emptied, so that another pool could have them
 };
 struct StoreCounters {
   uint64_t acquires = 0, matched_blocks = 0, requested_blocks = 0;
@@ -244,7 +272,7 @@ class Store {
   void Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done);
 
   // --- Sessions
-  // Errors: ResourceExhausted, sessions_max.
+  // Errors: ResourceExhausted, sessions_max (three quarters of it for one tenant), tenants_max.
   absl::StatusOr<SessionId> OpenSession(std::string_view tenant);
   // Releases all that the session holds. Unknown ids are ignored (it may have ended already).
   void CloseSession(SessionId session);
@@ -286,6 +314,16 @@ class Store {
 
   // --- Administration
   StoreStatus status() const;
+  // In the order in which they were first named.
+  std::vector<TenantRow> ListTenants() const;
+  // Caps what the tenant may use of `tier`; 0 removes the cap. Holds at once: what is over it is
+  // evicted beside other work, held blocks when they are let go. With a durable tier and kDurable,
+  // `done` runs after the quota is on stable storage; it holds even if that fails. Errors:
+  // InvalidArgument, no such tier; ResourceExhausted, tenants_max.
+  void SetQuota(std::string_view tenant, TierKind tier, uint64_t bytes, QuotaLife life,
+                tiers::Tier::Done done);
+  // There is a durable tier: what it is told outlives the process.
+  bool keeps_metadata() const;
   std::vector<BlockRow> List(NamespaceId ns, std::optional<TierKind> tier, size_t limit) const;
   // Removes the namespace's copies in `tier`, except last copies and blocks that are held.
   struct EvictResult {

@@ -8,19 +8,21 @@ void Verification::Check(NodeId id, TierKind kind, absl::AnyInvocable<void(absl:
   if (!copies_.CanHold(id))
     return done(absl::ResourceExhaustedError("too many holds on one block"));
   copies_.Hold(id);
-  const absl::StatusOr<PageId> scratch = copies_.TakePage(TierKind::kDram, copies_.PoolOf(id));
+  const PoolId pool = copies_.PoolOf(id);
+  const absl::StatusOr<PageId> scratch = room_.TakePage(TierKind::kDram, pool);
   if (!scratch.ok()) {
     copies_.Unhold(id);
     return done(scratch.status());
   }
+  copies_.Lend(TierKind::kDram, pool, *scratch);
   ++in_flight_;
   tiers::Tier* dram = copies_.tier(TierKind::kDram);
   copies_.tier(kind)->Read(
       copies_.page(id, kind), copies_.IdentityOf(id), *dram->Address(*scratch),
       clock_.Now() + deadline_,
-      [this, id, kind, page = *scratch, done = std::move(done)](absl::Status status) mutable {
+      [this, id, kind, pool, page = *scratch, done = std::move(done)](absl::Status status) mutable {
         --in_flight_;
-        copies_.tier(TierKind::kDram)->Release(page);
+        copies_.GiveBack(TierKind::kDram, pool, page);
         const bool is_bad = absl::IsDataLoss(status) || absl::IsUnavailable(status);
         TierCounters& counters = copies_.counters(kind);
         counters.verified_pages += status.ok();

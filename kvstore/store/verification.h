@@ -21,9 +21,14 @@ namespace kvstore::store {
 class Verification {
  public:
   using Done = absl::AnyInvocable<void(absl::StatusOr<VerifyResult>)>;
-  Verification(Copies& copies, Moves& moves, Executor& executor, const Clock& clock,
+  Verification(Copies& copies, Room& room, Moves& moves, Executor& executor, const Clock& clock,
                absl::Duration deadline)
-      : copies_(copies), moves_(moves), executor_(executor), clock_(clock), deadline_(deadline) {}
+      : copies_(copies),
+        room_(room),
+        moves_(moves),
+        executor_(executor),
+        clock_(clock),
+        deadline_(deadline) {}
 
   // Checks one copy; drops it if it is bad. Requires: resident. `done`: OK; DataLoss or
   // Unavailable, the copy was bad and is gone; ResourceExhausted / DeadlineExceeded, it could not
@@ -56,6 +61,7 @@ class Verification {
   void Repair(NodeId id, TierKind kind);
 
   Copies& copies_;
+  Room& room_;
   Moves& moves_;
   Executor& executor_;
   const Clock& clock_;

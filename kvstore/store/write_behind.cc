@@ -1,5 +1,7 @@
 #include "kvstore/store/write_behind.h"
 
+#include <algorithm>
+
 namespace kvstore::store {
 namespace {
 
@@ -39,9 +41,13 @@ bool WriteBehind::Start(NodeId id, TierKind kind) {
 void WriteBehind::KeepRoom(NodeId id, TierKind kind) {
   const PoolId pool = copies_.PoolOf(id);
   const tiers::Tier* tier = copies_.tier(kind);
-  const double slots = static_cast<double>(tier->capacity_bytes()) /
-                       static_cast<double>(copies_.IdentityOf(id).shape.slot_bytes());
-  const double free = static_cast<double>(tier->FreeSlots(pool));
+  const TenantTable& tenants = copies_.tenants();
+  const uint64_t quota_bytes = tenants.use(tenants.tenant_of(pool), kind).quota_bytes;
+  const uint64_t bytes =
+      quota_bytes == 0 ? tier->capacity_bytes() : std::min(quota_bytes, tier->capacity_bytes());
+  const double slots = static_cast<double>(bytes) / static_cast<double>(tenants.slot_bytes(pool));
+  const double free =
+      static_cast<double>(std::min(tier->FreeSlots(pool), tenants.FreeSlotsUnderQuota(pool, kind)));
   if (free >= (1 - policy_.high_watermark) * slots) return;
   copies_.WriteBackOldest(kind, pool,
                           static_cast<uint64_t>((1 - policy_.low_watermark) * slots - free) + 1);

@@ -461,7 +461,7 @@ TEST_F(Hostile, APutThatIsCancelledInMidStreamHoldsNothing) {
 
 // Stays in the middle of a call and is asked for more than the bounds allow.
 TEST_F(Hostile, AFloodIsRefusedWithBoundedMemory) {
-  Start({"limits.calls=32", "limits.calls_per_uid=16"});
+  Start({"limits.calls=32", "limits.calls_per_tenant=16"});
   std::unique_ptr<Client> client = daemon_.Connect();
   const Namespace ns = Open(*client);
   const uint64_t before = daemon_.ResidentBytes();

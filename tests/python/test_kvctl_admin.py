@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import time
 
 import pytest
 from conftest import BLOCK_TOKENS, PAGE_BYTES, SLICE_BYTES, SLICES, SPEC_FLAGS
@@ -9,7 +10,7 @@ from conftest import BLOCK_TOKENS, PAGE_BYTES, SLICE_BYTES, SLICES, SPEC_FLAGS
 NOTHING_MATCHED, USAGE, FAILED = 3, 2, 1
 TIER_FIELDS = {"tier", "capacity_bytes", "used_bytes", "pages", "hit_pages", "read_bytes", "write_bytes", "evicted_pages",
                "in_flight", "state"}
-COMMANDS = ("status", "tiers", "open", "namespaces", "put", "get", "match", "ls", "evict", "clear", "verify", "drain", "resume", "config",
+COMMANDS = ("status", "tiers", "open", "namespaces", "put", "get", "match", "ls", "evict", "clear", "quota", "verify", "drain", "resume", "config",
             "completion")
 
 
@@ -202,3 +203,46 @@ def test_bash_completes_commands_flags_and_values(bin_dir):
 
 def test_block_tokens_in_human_output(kvctl):
     assert f"{BLOCK_TOKENS} tokens" in kvctl("open", "human", *SPEC_FLAGS).stdout
+
+
+def test_quota_shows_what_a_tenant_uses_to_the_byte(kvctl, namespace, make_prompt):
+    prompt = make_prompt(6, 70)
+    kvctl("put", namespace, *prompt.put_arguments())
+    deadline = time.monotonic() + 20
+    while any(tenant["moves"] for tenant in kvctl.json("quota")["tenants"]):
+        assert time.monotonic() < deadline, "writes behind do not end"
+        time.sleep(0.05)
+    tenants = kvctl.json("quota")["tenants"]
+    tiers = {tier["tier"]: tier["used_bytes"] for tier in kvctl.json("tiers")["tiers"]}
+    for tier, used_bytes in tiers.items():
+        assert sum(row["used_bytes"] for tenant in tenants for row in tenant["tiers"] if row["tier"] == tier) == used_bytes
+    default = kvctl.json("quota", "default")["tenants"]
+    assert [tenant["tenant"] for tenant in default] == ["default"] and default[0]["calls_max"] > 0
+    assert {"sessions", "leases", "reservations", "moves", "calls", "call_bytes"} <= set(default[0])
+
+
+def test_a_quota_below_what_is_used_is_reached_in_the_background(kvctl, namespace, make_prompt):
+    prompt = make_prompt(12, 71)
+    kvctl("put", namespace, *prompt.put_arguments())
+
+    def dram(answer):
+        return next(row for row in answer["tiers"] if row["tier"] == "dram")
+
+    used = dram(kvctl.json("quota", "default")["tenants"][0])["used_bytes"]
+    quota = used // 2
+    answer = kvctl.json("quota", "default", "--tier", "dram", "--bytes", f"{quota}B")
+    assert answer["is_durable"] and dram(answer)["quota_bytes"] == quota
+    deadline = time.monotonic() + 20
+    while dram(kvctl.json("quota", "default")["tenants"][0])["over_bytes"] > 0:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert "none" in kvctl("quota", "default", "--tier", "dram", "--bytes", "none").stdout
+    assert dram(kvctl.json("quota", "default")["tenants"][0])["quota_bytes"] == 0
+
+
+def test_bad_quotas_are_refused(kvctl):
+    assert kvctl.error("quota", "default", "--tier", "gpu", "--bytes", "1GiB", code=USAGE)["code"] == "INVALID_ARGUMENT"
+    assert kvctl.error("quota", "default", "--tier", "dram", "--bytes", "0B", code=USAGE)["code"] == "INVALID_ARGUMENT"
+    assert kvctl.error("quota", "default", "--tier", "dram", code=USAGE)["code"] == "INVALID_ARGUMENT"
+    assert kvctl.error("quota", "no/tenant", "--tier", "dram", "--bytes", "1GiB", code=USAGE)["code"] == "INVALID_ARGUMENT"
+    assert kvctl.error("quota", "nobody", code=FAILED)["code"] == "NOT_FOUND"

@@ -44,6 +44,8 @@ class FaultyTier final : public tiers::DurableTier {
   }
   void Release(PageId page) override;
   void Quarantine(PageId page) override;
+  void CloseSlab(uint32_t slab) override { slots_.Close(slab); }
+  void ReopenSlab(uint32_t slab) override { slots_.Reopen(slab); }
   void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,

@@ -66,6 +66,8 @@ class NvmeTier final : public DurableTier {
   absl::StatusOr<PageId> Reserve(PoolId pool) override;
   void Release(PageId page) override;
   void Quarantine(PageId page) override;
+  void CloseSlab(uint32_t slab) override { allocator_.Close(slab); }
+  void ReopenSlab(uint32_t slab) override { allocator_.Reopen(slab); }
   void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,

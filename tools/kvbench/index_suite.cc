@@ -10,6 +10,7 @@
 #include "kvstore/base/status_macros.h"
 #include "kvstore/index/prefix_index.h"
 #include "kvstore/policy/leaf_lru.h"
+#include "kvstore/store/slab_map.h"
 #include "kvstore/store/store.h"
 #include "tools/kvbench/null_tier.h"
 #include "tools/kvbench/random_bytes.h"
@@ -268,10 +269,13 @@ absl::Status MeasureSaves(const Settings& settings, Core& core, const Chains& ch
   return absl::OkStatus();
 }
 
-// Bytes a resident block takes in the index and in the eviction orders, all tiers in use.
+// Bytes a resident block takes in the index, the eviction orders and the slab maps, all tiers in
+// use.
 double StructureBytes(uint64_t num_blocks, const std::array<bool, index::kNumTiers>& in_use) {
   index::PrefixIndex index(1, in_use);
   std::array<policy::LeafLru, index::kNumTiers> orders;
+  std::array<store::SlabMap, index::kNumTiers> slabs;
+  constexpr uint32_t kSlabSlots = 4096;
   const NamespaceId ns(1);
   const PoolId pool(1);
   const Chains chains(num_blocks);
@@ -282,7 +286,9 @@ double StructureBytes(uint64_t num_blocks, const std::array<bool, index::kNumTie
       const index::NodeId node = index.FindOrInsert(ns, hash, parent, position++);
       for (size_t tier = 0; tier < index::kNumTiers; ++tier) {
         if (!in_use[tier]) continue;
-        index.BeginWrite(node, tier, PageId{.slab = 1, .slot = node, .generation = 1});
+        const PageId page{.slab = node / kSlabSlots, .slot = node % kSlabSlots, .generation = 1};
+        slabs[tier].Take(page, pool, node);
+        index.BeginWrite(node, tier, page);
         index.Publish(node, tier);
         orders[tier].InsertNewest(pool, node);
       }
@@ -291,6 +297,7 @@ double StructureBytes(uint64_t num_blocks, const std::array<bool, index::kNumTie
   }
   size_t bytes = index.memory_bytes();
   for (const policy::LeafLru& order : orders) bytes += order.memory_bytes();
+  for (const store::SlabMap& map : slabs) bytes += map.memory_bytes();
   return static_cast<double>(bytes) / static_cast<double>(index.num_nodes());
 }
 

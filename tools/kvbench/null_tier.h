@@ -20,6 +20,8 @@ class NullTier final : public tiers::DurableTier {
   absl::StatusOr<PageId> Reserve(PoolId pool) override { return slots_.Reserve(pool); }
   void Release(PageId page) override { slots_.Release(page); }
   void Quarantine(PageId page) override { slots_.Quarantine(page); }
+  void CloseSlab(uint32_t slab) override { slots_.Close(slab); }
+  void ReopenSlab(uint32_t slab) override { slots_.Reopen(slab); }
   void Write(PageId page, const PageIdentity& identity, ConstRegion src, absl::Time deadline,
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,

@@ -20,6 +20,7 @@ enum class CommandKind {
   kList,
   kEvict,
   kClear,
+  kQuota,
   kVerify,
   kDrain,
   kResume,
@@ -56,7 +57,9 @@ struct Arguments {
   std::string out_path;
   std::string spec_path;
   SpecFlags spec;
-  std::string tier;  // empty: any
+  std::string tier;    // empty: any
+  std::string tenant;  // empty: all
+  std::string bytes;   // "40GiB", "none"; empty: only show
   uint32_t limit = 100;
   bool repair = false;
   std::string shell;

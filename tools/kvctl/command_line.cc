@@ -29,6 +29,7 @@ struct Parser {
   void AddTokens(CLI::App* command);
   void AddDataCommands();
   void AddBlockCommands();
+  void AddQuota();
 };
 
 CLI::App* Parser::Add(CommandKind kind, const std::string& name, const std::string& description,
@@ -125,6 +126,17 @@ void Parser::AddBlockCommands() {
                    "write good copies from other tiers in place of bad pages");
 }
 
+void Parser::AddQuota() {
+  CLI::App* quota = Add(CommandKind::kQuota, "quota", "show and set what tenants may use",
+                        "kvctl quota\n  kvctl quota team-a --tier dram --bytes 40GiB");
+  CLI::Option* tenant = quota->add_option("TENANT", arguments.tenant, "default: all");
+  CLI::Option* tier = quota->add_option("--tier", arguments.tier, "the tier whose quota is set")
+                          ->check(CLI::IsMember(kTierNames));
+  CLI::Option* bytes =
+      quota->add_option("--bytes", arguments.bytes, "such as 40GiB; none removes the quota");
+  bytes->needs(tenant)->needs(tier);
+}
+
 Parser::Parser() {
   app.require_subcommand(1);
   app.set_version_flag("--version", kVersion);
@@ -153,6 +165,7 @@ Parser::Parser() {
       "take no more saves and write to NVMe what only memory holds; until resume, or a restart",
       "kvctl drain && systemctl restart kvstored");
   Add(CommandKind::kResume, "resume", "take saves again after a drain", "kvctl resume");
+  AddQuota();
   Add(CommandKind::kConfig, "config", "every effective configuration value and its source",
       "kvctl config --json");
   CLI::App* completion = Add(CommandKind::kCompletion, "completion", "print a completion script",

@@ -38,6 +38,8 @@ absl::StatusOr<ExitCode> RunMatch(const Context& context);
 absl::StatusOr<ExitCode> RunList(const Context& context);
 absl::StatusOr<ExitCode> RunEvict(const Context& context);
 absl::StatusOr<ExitCode> RunVerify(const Context& context);
+// quota_command.cc
+absl::StatusOr<ExitCode> RunQuota(const Context& context);
 // completion.cc; needs no daemon
 ExitCode RunCompletion(const std::string& shell);
 

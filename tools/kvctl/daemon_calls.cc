@@ -80,6 +80,12 @@ class GrpcCalls final : public DaemonCalls {
   absl::StatusOr<v1::ListResponse> List(const v1::ListRequest& request) override {
     return Unary<v1::ListResponse>(*admin_, &v1::Admin::Stub::List, request);
   }
+  absl::StatusOr<v1::TenantsResponse> Tenants(const v1::TenantsRequest& request) override {
+    return Unary<v1::TenantsResponse>(*admin_, &v1::Admin::Stub::Tenants, request);
+  }
+  absl::StatusOr<v1::SetQuotaResponse> SetQuota(const v1::SetQuotaRequest& request) override {
+    return Unary<v1::SetQuotaResponse>(*admin_, &v1::Admin::Stub::SetQuota, request);
+  }
   absl::StatusOr<v1::OpenNamespaceResponse> OpenNamespace(
       const v1::OpenNamespaceRequest& request) override {
     return Unary<v1::OpenNamespaceResponse>(*store_, &v1::KvStore::Stub::OpenNamespace, request);

@@ -31,6 +31,8 @@ class DaemonCalls {
   virtual absl::StatusOr<v1::ConfigResponse> Config() = 0;
   virtual absl::StatusOr<v1::NamespacesResponse> Namespaces() = 0;
   virtual absl::StatusOr<v1::ListResponse> List(const v1::ListRequest& request) = 0;
+  virtual absl::StatusOr<v1::TenantsResponse> Tenants(const v1::TenantsRequest& request) = 0;
+  virtual absl::StatusOr<v1::SetQuotaResponse> SetQuota(const v1::SetQuotaRequest& request) = 0;
   // Runs `on_progress` for each message; returns the last one.
   virtual absl::StatusOr<v1::VerifyResponse> Verify(
       const v1::VerifyRequest& request,

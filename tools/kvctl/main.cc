@@ -38,6 +38,8 @@ absl::StatusOr<ExitCode> RunCommand(const Context& context) {
       return RunEvict(context);
     case CommandKind::kClear:
       return RunClear(context);
+    case CommandKind::kQuota:
+      return RunQuota(context);
     case CommandKind::kVerify:
       return RunVerify(context);
     case CommandKind::kDrain:
