@@ -342,7 +342,7 @@ grpc::ServerUnaryReactor* AdminService::Tenants(Context* context, const v1::Tena
                                                 v1::TenantsResponse* response) {
   absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kControl);
   if (!entered.ok()) return UnaryCall::Refuse(entered.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->PostToCore([&parts = parts_, call, response, tenant = request->tenant()] {
     std::vector<store::TenantRow> rows = TenantRows(parts.store, tenant);
     if (rows.empty() && !tenant.empty())
@@ -364,7 +364,7 @@ grpc::ServerUnaryReactor* AdminService::SetQuota(Context* context,
     return UnaryCall::Refuse(status);
   absl::StatusOr<tiers::TierKind> tier = ReadTier(request->tier());
   if (!tier.ok()) return UnaryCall::Refuse(tier.status());
-  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered));
+  UnaryCallPtr call = UnaryCall::Start(parts_, *std::move(entered), Operation::kAdmin);
   call->PostToCore([&parts = parts_, call, response, tenant = request->tenant(), tier = *tier,
                     bytes = request->bytes()] {
     parts.store.SetQuota(

@@ -37,6 +37,7 @@
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
+#include "kvstore/service/call_times.h"
 #include "kvstore/service/listening_socket.h"
 #include "kvstore/service/session_table.h"
 #include "kvstore/store/store.h"
@@ -62,11 +63,11 @@ class MemorySocketServer {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t incarnation = 0;
   };
-  // `access`, `store`, `core` and `sessions` outlive the server; the core still runs when Stop() is
-  // called.
+  // `access`, `store`, `core`, `sessions` and `times` outlive the server; the core still runs when
+  // Stop() is called.
   MemorySocketServer(const Options& options, const AccessTable& access, store::Store& store,
                      Executor& core, SessionTable& sessions, SlabExporter exporter,
-                     const Clock& clock);
+                     CallTimes& times, const Clock& clock);
   ~MemorySocketServer();  // Stop()
 
   void AddListener(ListeningSocket socket);  // before Start()
@@ -142,6 +143,7 @@ class MemorySocketServer {
   Executor& core_;
   SessionTable& sessions_;
   const SlabExporter exporter_;
+  CallTimes& times_;
   const Clock& clock_;
 
   // Confined to the server's thread once started.

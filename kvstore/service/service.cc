@@ -7,6 +7,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "kvstore/base/log.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/service/access_list.h"
@@ -125,6 +126,7 @@ struct Service::State {
   void TakeListeners(Listeners bound);
   std::vector<Caller> Callers() const;
   void SetDraining(bool is_draining) ABSL_LOCKS_EXCLUDED(health_mutex);
+  void ApplyQuotas(const std::vector<TenantRule>& tenants);
 
   const ServiceOptions options;
   CallGate gate;
@@ -162,7 +164,7 @@ void Service::State::MakeDoors(SlabExporter exporter, store::Store& store, Execu
                                   .connections_per_uid_max = options.sessions_max,
                                   .handshake_time = options.handshake_time,
                                   .incarnation = facts.incarnation},
-      access, store, core, sessions, std::move(exporter), clock);
+      access, store, core, sessions, std::move(exporter), times, clock);
   door = std::make_unique<ConnectionDoor>(
       ConnectionDoor::Options{.connections_max = options.connections_max,
                               .connections_per_uid_max = options.connections_per_uid_max,
@@ -198,6 +200,25 @@ std::vector<Caller> Service::State::Callers() const {
   std::vector<Caller> callers = access.Now()->Callers();
   if (has_plain_tcp) callers.push_back(AccessList::LoopbackCaller());
   return callers;
+}
+
+// Quotas that the file does not name stay as an operator set them.
+void Service::State::ApplyQuotas(const std::vector<TenantRule>& tenants) {
+  for (const TenantRule& rule : tenants)
+    gate.SetCallsMax(rule.name, rule.operations_max.value_or(0));
+  parts.core.Post([&store = parts.store, tenants] {
+    for (const TenantRule& rule : tenants) {
+      for (size_t tier = 0; tier < rule.quota_bytes.size(); ++tier) {
+        if (!rule.quota_bytes[tier].has_value()) continue;
+        store.SetQuota(rule.name, static_cast<tiers::TierKind>(tier), *rule.quota_bytes[tier],
+                       store::QuotaLife::kThisRun, [name = rule.name](absl::Status status) {
+                         if (status.ok()) return;
+                         Log(LogLevel::kWarning, "a quota of the tenants file does not hold",
+                             {{"tenant", name}, {"status", status}});
+                       });
+      }
+    }
+  });
 }
 
 void Service::State::FillFacts() {
@@ -257,6 +278,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
   raw->MakeDoors(std::move(exporter), store, core, clock);
   raw->TakeListeners(std::move(bound));
   raw->FillFacts();
+  raw->ApplyQuotas(options.tenants.value_or(std::vector<TenantRule>()));
   RETURN_IF_ERROR(raw->identities.Update(raw->Callers()));
   ASSIGN_OR_RETURN(raw->admin_server, StartGrpcServer({&raw->admin}, raw->quota));
   return std::unique_ptr<Service>(new Service(std::move(state)));
@@ -278,13 +300,14 @@ absl::Status Service::ReloadTenants(std::vector<TenantRule> tenants) {
   // The list first: nobody comes in by the old one while servers are being ended. Whom a door has
   // in hand under the old list finds no server.
   const std::shared_ptr<const AccessList> before = state.access.Now();
-  state.access.Set(AccessList(state.options.own_uid, std::move(tenants)));
+  state.access.Set(AccessList(state.options.own_uid, tenants));
   if (absl::Status updated = state.identities.Update(state.Callers()); !updated.ok()) {
     state.access.Set(*before);
     return updated;
   }
   state.memory->Recheck();
   if (state.tls_pump != nullptr) state.tls_pump->Recheck();
+  state.ApplyQuotas(tenants);
   return absl::OkStatus();
 }
 

@@ -29,6 +29,16 @@ uint32_t Copies::Ticks() const {
   return static_cast<uint32_t>(absl::ToDoubleSeconds(clock_.Now() - start_) * kTicksPerSecond);
 }
 
+absl::Status Copies::OpenPools(const Namespace& ns) {
+  for (tiers::Tier* tier : tiers_) {
+    if (tier == nullptr) continue;
+    absl::Status opened = tier->OpenPool(
+        ns.pool, {.tenant = ns.spec.tenant, .slot_bytes = ns.spec.shape.slot_bytes()});
+    if (!opened.ok()) return opened;
+  }
+  return absl::OkStatus();
+}
+
 PageIdentity Copies::IdentityOf(NodeId id) const {
   const index::Node& n = index_.node(id);
   const Epoch& epoch = namespaces_.epoch(NamespaceId(n.ns));

@@ -51,6 +51,9 @@ class Copies {
   PoolId PoolOf(NodeId id) const {
     return namespaces_.epoch(NamespaceId(index_.node(id).ns)).ns->pool;
   }
+  // Makes the namespace's pool known to every tier. Errors: InvalidArgument, its pages are too
+  // large.
+  absl::Status OpenPools(const Namespace& ns);
   PageIdentity IdentityOf(NodeId id) const;
   CopyState state(NodeId id, TierKind kind) const { return index_.node(id).copies[Pos(kind)]; }
   bool IsResident(NodeId id, TierKind kind) const {

@@ -11,6 +11,7 @@
 #include "kvstore/store/loads.h"
 #include "kvstore/store/moves.h"
 #include "kvstore/store/namespace_table.h"
+#include "kvstore/store/recovery.h"
 #include "kvstore/store/room.h"
 #include "kvstore/store/saves.h"
 #include "kvstore/store/sessions.h"
@@ -21,8 +22,6 @@
 
 namespace kvstore::store {
 namespace {
-
-constexpr std::string_view kNamespaceKeyPrefix = "ns/";  // of durable metadata; on disk
 
 absl::Status NoSession() { return absl::NotFoundError("no such session; it has ended"); }
 std::array<uint64_t, tiers::kNumTierKinds> CapacitiesOf(const Store::Tiers& tiers) {
@@ -81,6 +80,7 @@ struct Store::State {
         verification(copies, room, moves, e, c, o.move_deadline),
         drain(copies, moves, write_behind, e),
         tenant_admin(tenants, copies, room, moves, sessions, loads, t.nvme),
+        recovery(o.blocks_max, namespaces, copies, tenant_admin),
         sweep(copies, namespaces, e, c),
         clock(c) {
     copies.set_on_dirty_victim(
@@ -89,15 +89,6 @@ struct Store::State {
     moves.set_on_published(on_published);
     saves.set_on_published(on_published);
     moves.set_on_written([this] { drain.OnWritten(); });
-  }
-
-  absl::Status OpenPools(const Namespace& ns) {
-    for (const TierKind kind : kAllTiers) {
-      if (!copies.Has(kind)) continue;
-      RETURN_IF_ERROR(copies.tier(kind)->OpenPool(
-          ns.pool, {.tenant = ns.spec.tenant, .slot_bytes = ns.spec.shape.slot_bytes()}));
-    }
-    return absl::OkStatus();
   }
 
   // The namespace with this id, if it exists and is the session's tenant's. The epoch may be old.
@@ -111,20 +102,6 @@ struct Store::State {
       return absl::AbortedError("the namespace was cleared; look it up again");
     return absl::OkStatus();
   }
-
-  // What opens or clears namespaces waits until those on disk are known: it would write over
-  // their records, and an epoch that goes back brings cleared blocks back.
-  void WhenNamespacesAreKnown(absl::AnyInvocable<void()> run) {
-    knows_namespaces ? run() : wait_for_namespaces.push_back(std::move(run));
-  }
-  void OnNamespacesKnown() {
-    if (std::exchange(knows_namespaces, true)) return;
-    for (auto& run : std::exchange(wait_for_namespaces, {})) run();
-  }
-
-  void RestoreMetadata(std::string_view key, std::string_view value);
-  std::vector<bool> RestorePages(const std::vector<tiers::RecoveredPage>& pages);
-  bool RestorePage(const tiers::RecoveredPage& page);
 
   const StoreOptions options;
   const Store::Tiers tiers;
@@ -141,11 +118,9 @@ struct Store::State {
   Verification verification;
   store::Drain drain;
   TenantAdmin tenant_admin;
+  Recovery recovery;
   Sweep sweep;
   const Clock& clock;
-  bool is_recovering = false;
-  bool knows_namespaces = true;
-  std::vector<absl::AnyInvocable<void()>> wait_for_namespaces;  // bounded by the calls admitted
 };
 
 Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock)
@@ -153,79 +128,9 @@ Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const
 
 Store::~Store() = default;
 
-// --- Recovery
-
 void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
-  State* s = state_.get();
-  if (s->tiers.nvme == nullptr) return on_finished(absl::OkStatus());
-  s->is_recovering = true;
-  s->knows_namespaces = false;
-  tiers::DurableTier::RecoveryHooks hooks;
-  hooks.on_metadata = [s](const std::string& key, const std::string& value) {
-    s->RestoreMetadata(key, value);
-  };
-  hooks.on_pages = [s](const std::vector<tiers::RecoveredPage>& pages) {
-    s->OnNamespacesKnown();
-    return s->RestorePages(pages);
-  };
-  hooks.pool_of = [s](const PageIdentity& identity) -> PoolId {
-    const Namespace* ns = s->namespaces.Find(identity.fingerprint);
-    return ns == nullptr ? PoolId(UINT32_MAX) : ns->pool;
-  };
-  hooks.on_finished = [s, done = std::move(on_finished)](absl::Status status) mutable {
-    s->is_recovering = false;
-    s->OnNamespacesKnown();
-    done(std::move(status));
-  };
-  s->tiers.nvme->Recover(std::move(hooks));
-}
-
-void Store::State::RestoreMetadata(std::string_view key, std::string_view value) {
-  if (const auto tenant = TenantAdmin::TenantOfKey(key))
-    return tenant_admin.Restore(*tenant, value);
-  if (key.substr(0, kNamespaceKeyPrefix.size()) != kNamespaceKeyPrefix) return;
-  if (!namespaces.Restore(value).ok()) return;  // its pages will be refused, and so removed
-  for (const Namespace* ns : namespaces.All()) (void)OpenPools(*ns);
-}
-
-std::vector<bool> Store::State::RestorePages(const std::vector<tiers::RecoveredPage>& pages) {
-  std::vector<bool> kept(pages.size());
-  for (size_t i = 0; i < pages.size(); ++i) kept[i] = RestorePage(pages[i]);
-  return kept;
-}
-
-bool Store::State::RestorePage(const tiers::RecoveredPage& page) {
-  const PageIdentity& identity = page.identity;
-  const Namespace* ns = namespaces.Find(identity.fingerprint);
-  if (ns == nullptr || identity.epoch != ns->epoch || !(identity.shape == ns->spec.shape))
-    return false;
-  if (copies.index().num_nodes() + 2 > options.blocks_max) return false;  // a parent may come, too
-  const NodeId known = copies.index().Find(ns->id, identity.hash);
-  if (known != index::kNoNode) {
-    const index::Node& node = copies.index().node(known);
-    if (copies.state(known, TierKind::kNvme) != CopyState::kAbsent ||
-        node.block_index != identity.block_index)
-      return false;
-    if (node.IsResident() && node.page_checksum != identity.page_checksum) return false;
-    // A client is writing it anew and will say which bytes are right.
-    if (!node.IsResident() && node.copies.HasAny()) return false;
-  }
-  NodeId parent = index::kNoNode;
-  if (identity.block_index > 0) {
-    parent = copies.index().FindOrInsert(ns->id, identity.parent, index::kNoNode,
-                                         identity.block_index - 1);
-    if (copies.index().node(parent).block_index + 1 != identity.block_index) {
-      copies.index().EraseIfUnused(parent);
-      return false;
-    }
-  }
-  const NodeId id =
-      copies.index().FindOrInsert(ns->id, identity.hash, parent, identity.block_index);
-  copies.index().node(id).page_checksum = identity.page_checksum;
-  copies.BeginWrite(id, TierKind::kNvme, page.page);
-  copies.Publish(id, TierKind::kNvme, Recency::kOldest);
-  ++copies.counters(TierKind::kNvme).recovered_pages;
-  return true;
+  if (state_->tiers.nvme == nullptr) return on_finished(absl::OkStatus());
+  state_->recovery.Start(state_->tiers.nvme, std::move(on_finished));
 }
 
 // --- Namespaces
@@ -240,7 +145,7 @@ Store::OpenedNamespace Opened(const Namespace& ns) {
 
 void Store::OpenNamespace(const NamespaceSpec& spec, std::string name,
                           absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
-  state_->WhenNamespacesAreKnown(
+  state_->recovery.WhenNamespacesAreKnown(
       [this, spec, name = std::move(name), done = std::move(done)]() mutable {
         OpenKnownNamespace(spec, std::move(name), std::move(done));
       });
@@ -252,7 +157,7 @@ void Store::OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
       spec.Validate().ok() && state_->namespaces.Find(spec.ComputeFingerprint()) != nullptr;
   const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
   if (!ns.ok()) return done(ns.status());
-  if (absl::Status s = state_->OpenPools(**ns); !s.ok()) return done(s);
+  if (absl::Status s = state_->copies.OpenPools(**ns); !s.ok()) return done(s);
   if (was_known || state_->tiers.nvme == nullptr) return done(Opened(**ns));
   state_->tiers.nvme->SaveMetadata(
       absl::StrCat(std::string(kNamespaceKeyPrefix), (*ns)->fingerprint.Hex()),
@@ -298,7 +203,7 @@ std::vector<NamespaceRow> Store::ListNamespaces() const {
 }
 
 void Store::Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers::Tier::Done done) {
-  state_->WhenNamespacesAreKnown(
+  state_->recovery.WhenNamespacesAreKnown(
       [this, tenant = std::string(tenant), fingerprint, done = std::move(done)]() mutable {
         ClearKnown(tenant, fingerprint, std::move(done));
       });
@@ -424,7 +329,7 @@ StoreStatus Store::status() const {
   status.namespaces = s.namespaces.size();
   status.blocks = s.copies.index().num_nodes();
   status.moves_in_flight = s.moves.size();
-  status.is_recovering = s.is_recovering;
+  status.is_recovering = s.recovery.is_running();
   status.is_draining = s.drain.is_on();
   return status;
 }

@@ -184,7 +184,7 @@ struct TierCounters {
   uint64_t differing_pages = 0;   // their bytes are not what was committed
   uint64_t unreadable_pages = 0;  // the device failed
   uint64_t deadline_misses = 0;   // the device was too late, reads and writes
-  uint64_t reclaimed_slabs = 0;  // emptied, so that another pool could have them
+  uint64_t reclaimed_slabs = 0;   // emptied, so that another pool could have them
 };
 struct StoreCounters {
   uint64_t acquires = 0, matched_blocks = 0, requested_blocks = 0;

@@ -74,7 +74,10 @@ bool IsAdmin(CommandKind kind) {
     case CommandKind::kNamespaces:
     case CommandKind::kList:
     case CommandKind::kEvict:
+    case CommandKind::kQuota:
     case CommandKind::kVerify:
+    case CommandKind::kDrain:
+    case CommandKind::kResume:
     case CommandKind::kConfig:
       return true;
     case CommandKind::kOpen:
