@@ -124,8 +124,16 @@ void TlsPump::Run() {
       if (stopping_) return;
     }
     for (int i = 0; i < count; ++i) {
-      const uint64_t event = events[static_cast<size_t>(i)].data.u64;
-      if (event != kWakeEvent) OnReady(event / 2);
+      const epoll_event& event = events[static_cast<size_t>(i)];
+      if (event.data.u64 == kWakeEvent) continue;
+      const bool is_network = event.data.u64 % 2 == 1;
+      // The peer has gone in both directions: it would be reported again and again while gRPC does
+      // not take what is left.
+      if (is_network && (event.events & (EPOLLHUP | EPOLLERR)) != 0) {
+        if (connections_.contains(event.data.u64 / 2)) End(event.data.u64 / 2);
+      } else {
+        OnReady(event.data.u64 / 2);
+      }
     }
     DrainInbox();
     if (draining_ > 0) DropUndrained();
