@@ -16,7 +16,7 @@ std::shared_ptr<MappedSlab> Mappings::Make(size_t bytes) {
   slab->bytes = bytes;
   slab->generations.resize(bytes / 4096);
   slabs_[slab->data.get()] = slab;
-  ++num_made_;
+  in_order_.push_back(slab);
   return slab;
 }
 
@@ -26,9 +26,8 @@ uint64_t Mappings::GenerationAt(const std::byte* address) const {
 }
 
 std::byte* Mappings::RandomByte(Random& random) {
-  auto it = slabs_.begin();
-  std::advance(it, random.Below(static_cast<uint32_t>(slabs_.size())));
-  return it->second->data.get() + random.Below(static_cast<uint32_t>(it->second->bytes));
+  const MappedSlab& slab = *in_order_[random.Below(static_cast<uint32_t>(in_order_.size()))];
+  return slab.data.get() + random.Below(static_cast<uint32_t>(slab.bytes));
 }
 
 // Closed except inside Settle(). Thread-safe.

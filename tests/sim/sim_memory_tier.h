@@ -34,14 +34,17 @@ class Mappings {
   std::shared_ptr<MappedSlab> Make(size_t bytes);
   // The generation that a client sees for the slot at `address`.
   uint64_t GenerationAt(const std::byte* address) const;
-  uint64_t num_made() const { return num_made_; }
-  void Clear() { slabs_.clear(); }
+  void Clear() {
+    slabs_.clear();
+    in_order_.clear();
+  }
   // A byte inside some slab: for those who scribble.
   std::byte* RandomByte(Random& random);
 
  private:
   std::map<const std::byte*, std::shared_ptr<MappedSlab>> slabs_;
-  uint64_t num_made_ = 0;
+  // As made: addresses differ from run to run.
+  std::vector<std::shared_ptr<MappedSlab>> in_order_;
 };
 
 struct MemoryFaults {
