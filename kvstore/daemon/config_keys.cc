@@ -232,17 +232,18 @@ void AddServerKeys(std::vector<ConfigKey>* keys) {
        .print = [](const Config& c) { return c.server.insecure ? "true" : "false"; }});
   keys->push_back(IntegerKey<&Config::server, &Config::Server::sessions_max>(
       "server.sessions_max", "1024", "1 to 65536", "shared-memory sessions at a time", {1, 65536}));
-  keys->push_back({.name = "server.http",
-                   .type = "address",
-                   .default_text = "(none)",
-                   .valid = "127.0.0.1:PORT, [::1]:PORT, localhost:PORT; port 0: a free one",
-                   .meaning = "where /metrics and /healthz are served",
-                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-                     RETURN_IF_ERROR(metrics::ParseHttpAddress(v[0]).status());
-                     c->server.http = v[0];
-                     return absl::OkStatus();
-                   },
-                   .print = [](const Config& c) { return c.server.http; }});
+  keys->push_back(
+      {.name = "server.http",
+       .type = "address",
+       .default_text = "(none)",
+       .valid = "127.0.0.1:PORT, [::1]:PORT, localhost:PORT; port 0: a free one; empty: none",
+       .meaning = "where /metrics and /healthz are served",
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         if (!v[0].empty()) RETURN_IF_ERROR(metrics::ParseHttpAddress(v[0]).status());
+         c->server.http = v[0];
+         return absl::OkStatus();
+       },
+       .print = [](const Config& c) { return c.server.http; }});
 }
 
 void AddAuthKeys(std::vector<ConfigKey>* keys) {

@@ -112,9 +112,9 @@ TEST(Config, AnUnknownKeyIsRefusedWithKeyValueAndValidOnes) {
 }
 
 TEST(Config, KeysOfLaterVersionsAreUnknown) {
-  for (const char* set : {"server.http=127.0.0.1:80", "auth.tls_cert=/a", "tier.dram.backing=/a",
-                          "tier.peer.listen=a", "tier.shared.url=redis://a", "policy.admit=always",
-                          "policy.prefetch=none"}) {
+  for (const char* set :
+       {"auth.tls_cert=/a", "tier.dram.backing=/a", "tier.peer.listen=a",
+        "tier.shared.url=redis://a", "policy.admit=always", "policy.prefetch=none"}) {
     EXPECT_THAT(ErrorOf("", {set}), HasSubstr("unknown key")) << set;
   }
 }

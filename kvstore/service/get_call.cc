@@ -22,8 +22,9 @@ grpc::ServerWriteReactor<v1::GetResponse>* GetCall::Start(
 
 absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                               const v1::GetRequest& request) {
+  // A piece as we have it, and as gRPC has it until it is sent.
   ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
-                                     request.ByteSizeLong() + kPieceBytesMax));
+                                     request.ByteSizeLong() + 2 * kPieceBytesMax));
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(request.hashes(), request.tokens()));
   if (scope_.server_deadline.has_value()) {

@@ -3,8 +3,10 @@
 #include <fcntl.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <linux/capability.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -39,12 +41,14 @@ DaemonProcess::~DaemonProcess() {
   std::filesystem::remove_all(folder_);
 }
 
-void DaemonProcess::Spawn(const std::vector<std::string>& arguments, uint64_t open_files) {
+void DaemonProcess::Spawn(const std::vector<std::string>& arguments, const DaemonOptions& options) {
   const std::string program = ProgramPath();
   std::vector<char*> argv = {const_cast<char*>(program.c_str())};
   for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   const std::string log = folder_ + "/log";
+  const std::string cgroup =
+      options.memory_cgroup.empty() ? "" : options.memory_cgroup + "/cgroup.procs";
   pid_ = fork();
   ASSERT_GE(pid_, 0);
   if (pid_ > 0) return;
@@ -53,9 +57,19 @@ void DaemonProcess::Spawn(const std::vector<std::string>& arguments, uint64_t op
   dup2(fd, 1);
   dup2(fd, 2);
   for (int other = 3; other < 1024; ++other) close(other);
-  if (open_files > 0) {
-    const rlimit limit{.rlim_cur = open_files, .rlim_max = open_files};
+  if (options.open_files > 0) {
+    const rlimit limit{.rlim_cur = options.open_files, .rlim_max = options.open_files};
     setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  if (options.locked_bytes > 0) {
+    const rlimit limit{.rlim_cur = options.locked_bytes, .rlim_max = options.locked_bytes};
+    setrlimit(RLIMIT_MEMLOCK, &limit);
+    prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK);  // root would not feel the limit
+  }
+  if (!cgroup.empty()) {
+    const int procs = open(cgroup.c_str(), O_WRONLY);
+    if (write(procs, "0", 1) != 1) _exit(126);
+    close(procs);
   }
   execv(argv[0], argv.data());
   _exit(127);
@@ -69,7 +83,7 @@ void DaemonProcess::Start(const DaemonOptions& options) {
     arguments.push_back("--set");
     arguments.push_back(set);
   }
-  ASSERT_NO_FATAL_FAILURE(Spawn(arguments, options.open_files));
+  ASSERT_NO_FATAL_FAILURE(Spawn(arguments, options));
   std::unique_ptr<client::Client> client = Connect();
   absl::Status connected;
   const absl::Time give_up = absl::Now() + absl::Seconds(20);
@@ -80,8 +94,9 @@ void DaemonProcess::Start(const DaemonOptions& options) {
   ASSERT_TRUE(connected.ok()) << connected << "\n" << Log();
 }
 
-int DaemonProcess::RunToExit(const std::vector<std::string>& arguments) {
-  Spawn(arguments, 0);
+int DaemonProcess::RunToExit(const std::vector<std::string>& arguments,
+                             const DaemonOptions& options) {
+  Spawn(arguments, options);
   return WaitExit(absl::Seconds(20));
 }
 

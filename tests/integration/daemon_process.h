@@ -20,6 +20,8 @@ struct DaemonOptions {
   std::vector<std::string> sets;       // section.key=value
   uint64_t open_files = 0;             // RLIMIT_NOFILE, soft and hard; 0: as it is
   std::vector<std::string> arguments;  // beside --set
+  uint64_t locked_bytes = 0;           // RLIMIT_MEMLOCK, and no right to exceed it; 0: as it is
+  std::string memory_cgroup;           // folder of a memory cgroup to run in; empty: ours
 };
 
 class DaemonProcess {
@@ -31,8 +33,8 @@ class DaemonProcess {
 
   // Starts it and waits until it answers. A failed start is a fatal test failure with its log.
   void Start(const DaemonOptions& options = {});
-  // Starts it and waits until it exits; its exit code.
-  int RunToExit(const std::vector<std::string>& arguments);
+  // Starts it and waits until it exits; its exit code. Of `options` only the limits are used.
+  int RunToExit(const std::vector<std::string>& arguments, const DaemonOptions& options = {});
   void Signal(int signal) const;
   // Waits for the end. The exit code, or 128 + signal; -1: not within `timeout`.
   int WaitExit(absl::Duration timeout);
@@ -50,7 +52,7 @@ class DaemonProcess {
   v1::StatusResponse Status() const;
 
  private:
-  void Spawn(const std::vector<std::string>& arguments, uint64_t open_files);
+  void Spawn(const std::vector<std::string>& arguments, const DaemonOptions& options);
 
   std::string folder_;
   pid_t pid_ = -1;

@@ -1,0 +1,97 @@
+// A tenant that takes what it can get: fairness_test runs it under another uid until it kills it.
+//   flood_client TARGET KIND THREADS
+// KIND: calls (large matches and acquires without a pause), saves (fills the tiers), unread
+// (streams that nobody reads, opened again and again).
+#include <grpcpp/grpcpp.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "kvstore/client/channel.h"
+#include "kvstore/client/client.h"
+#include "kvstore/client/wire.h"
+#include "kvstore/v1/kvstore.grpc.pb.h"
+#include "tests/integration/daemon_process.h"
+
+namespace kvstore::testing {
+namespace {
+
+using client::Client;
+using client::HottestTier;
+using client::Namespace;
+
+constexpr size_t kBlocks = 512;
+
+void FloodCalls(Client& client, const Namespace& ns) {
+  const std::vector<BlockHash> hashes = ns.Hash(Tokens(ns.spec, kBlocks, 1));
+  for (;;) {
+    (void)client.MatchPrefix(ns, hashes);
+    (void)client.Acquire(ns, hashes, HottestTier::kDram);
+  }
+}
+
+void FloodSaves(Client& client, const Namespace& ns, uint32_t thread) {
+  const std::vector<std::byte> pages(64 * ns.spec.shape.page_bytes());
+  for (uint32_t round = 0;; ++round) {
+    const std::vector<BlockHash> hashes =
+        ns.Hash(Tokens(ns.spec, 64, 1'000'000 * (thread + 1) + round));
+    (void)client.Put(ns, hashes, pages);
+  }
+}
+
+void FloodUnread(const std::string& target, const Namespace& ns) {
+  const auto stub = v1::KvStore::NewStub(*client::MakeChannel(target));
+  v1::GetRequest request;
+  client::FillRef(ns, request.mutable_namespace_());
+  request.set_hashes(client::HashBytes(ns.Hash(Tokens(ns.spec, kBlocks, 1))));
+  for (;;) {
+    std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+    std::vector<std::unique_ptr<grpc::ClientReader<v1::GetResponse>>> readers;
+    for (int i = 0; i < 64; ++i) {
+      contexts.push_back(std::make_unique<grpc::ClientContext>());
+      readers.push_back(stub->Get(contexts.back().get(), request));
+    }
+    absl::SleepFor(absl::Milliseconds(500));
+    for (const auto& context : contexts) context->TryCancel();
+    for (const auto& reader : readers) reader->Finish();
+  }
+}
+
+int Run(const std::string& target, const std::string& kind, uint32_t threads) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  // What is measured is what the daemon lets the flood do to others, not whether this machine has
+  // a core for each of us.
+  setpriority(PRIO_PROCESS, 0, 19);
+  std::unique_ptr<Client> first = *Client::Create({.target = target});
+  const absl::StatusOr<Namespace> ns = first->Open("flood", SmallSpec());
+  if (!ns.ok()) return 2;
+  const std::vector<BlockHash> hashes = ns->Hash(Tokens(ns->spec, kBlocks, 1));
+  if (!first->Put(*ns, hashes, PagesBytes(ns->spec, hashes)).ok()) return 3;
+  (void)!write(STDOUT_FILENO, "ready", 5);
+  std::vector<std::thread> all;
+  for (uint32_t t = 0; t < threads; ++t) {
+    all.emplace_back([&, t] {
+      std::unique_ptr<Client> client = *Client::Create({.target = target});
+      if (!client->WaitConnected(absl::Now() + absl::Seconds(10)).ok()) return;
+      if (kind == "calls") FloodCalls(*client, *ns);
+      if (kind == "saves") FloodSaves(*client, *ns, t);
+      if (kind == "unread") FloodUnread(target, *ns);
+    });
+  }
+  for (std::thread& thread : all) thread.join();
+  return 4;
+}
+
+}  // namespace
+}  // namespace kvstore::testing
+
+int main(int argc, char** argv) {
+  if (argc < 4) return 1;
+  return kvstore::testing::Run(argv[1], argv[2], static_cast<uint32_t>(std::atoi(argv[3])));
+}
