@@ -4,6 +4,12 @@
 #include <utility>
 
 namespace kvstore::store {
+namespace {
+
+// While a device sits on late loads: how often those that wait behind them are looked at.
+constexpr absl::Duration kLookAtLateEvery = absl::Milliseconds(100);
+
+}  // namespace
 
 Moves::Moves(Copies& copies, Executor& executor, const Clock& clock, absl::Duration deadline)
     : copies_(copies), executor_(executor), clock_(clock), deadline_(deadline) {}
@@ -11,6 +17,9 @@ Moves::Moves(Copies& copies, Executor& executor, const Clock& clock, absl::Durat
 void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done) {
   const uint64_t key = Key(id, dst);
   if (auto it = moves_.find(key); it != moves_.end()) {
+    if (it->second.is_late) {
+      return done(absl::UnavailableError("the device has not ended a former load of the block"));
+    }
     it->second.waiters.push_back(std::move(done));
     return;
   }
@@ -49,6 +58,7 @@ bool Moves::MayIssue(const Device& device, MovePurpose purpose) const {
 
 void Moves::Pump(Device& device) {
   device.is_pump_posted = false;
+  if (HasFailed(device)) FailQueuedLoads(device);
   while (!device.loads.empty() && MayIssue(device, MovePurpose::kLoad)) {
     const uint64_t key = device.loads.front();
     device.loads.pop_front();
@@ -82,11 +92,16 @@ void Moves::Issue(uint64_t key) {
   Submit(key, moves_.find(key)->second, *page);
 }
 
-void Moves::Submit(uint64_t key, const Move& move, PageId dst_page) {
+void Moves::Submit(uint64_t key, Move& move, PageId dst_page) {
   Device& device = DeviceOf(move);
   ++device.in_flight;
   if (move.purpose == MovePurpose::kWriteBehind) ++device.write_behinds_in_flight;
   const absl::Time deadline = clock_.Now() + deadline_;
+  if (move.purpose == MovePurpose::kLoad) {
+    move.deadline = deadline;
+    deadlines_.emplace_back(deadline, key);
+    ArmLateness(deadline);
+  }
   const PageIdentity identity = copies_.IdentityOf(move.id);
   auto done = [this, key](absl::Status status) { OnCopied(key, std::move(status)); };
   tiers::Tier* dram = copies_.tier(TierKind::kDram);
@@ -116,19 +131,60 @@ void Moves::OnCopied(uint64_t key, absl::Status status) {
     copies_.AbandonWrite(id, dst);
     DropSourceIfBad(move, status);
   }
+  late_loads_ -= move.is_late;
   const bool is_published = status.ok();
   if (is_published) on_published_(id, dst);  // before the hold ends: the block is sure to be there
   Finish(key, std::move(status));
   PostPump(device);
 }
 
-// Read errors are the source's; of the errors of a write only DataLoss is (its bytes are not what
-// was committed).
+// DataLoss is the source's, of reads and of writes (its bytes are not what was committed).
 void Moves::DropSourceIfBad(const Move& move, const absl::Status& status) {
-  const bool is_read = move.dst == TierKind::kDram;
-  const bool is_bad = absl::IsDataLoss(status) || (is_read && absl::IsUnavailable(status));
-  if (is_bad && copies_.IsResident(move.id, move.src))
+  if (absl::IsDataLoss(status) && copies_.IsResident(move.id, move.src))
     copies_.Drop(move.id, move.src, DropReason::kLost);
+}
+
+bool Moves::HasFailed(const Device& device) const {
+  const TierKind kind = static_cast<TierKind>(&device - devices_.data());
+  return copies_.tier(kind)->state() == tiers::TierState::kFailed;
+}
+
+void Moves::FailQueuedLoads(Device& device) {
+  for (const uint64_t key : std::exchange(device.loads, {})) {
+    Finish(key, absl::UnavailableError("the tier that has the block does not answer"));
+  }
+}
+
+void Moves::ArmLateness(absl::Time when) {
+  if (std::exchange(is_lateness_armed_, true)) return;
+  executor_.PostAt(when, [this] {
+    is_lateness_armed_ = false;
+    TellLateLoads();
+  });
+}
+
+void Moves::TellLateLoads() {
+  const absl::Time now = clock_.Now();
+  while (!deadlines_.empty() && deadlines_.front().first <= now) {
+    const auto [deadline, key] = deadlines_.front();
+    deadlines_.pop_front();
+    auto it = moves_.find(key);
+    // Another load of the same block may have begun since: it has a deadline of its own.
+    if (it == moves_.end() || it->second.is_late || it->second.deadline != deadline) continue;
+    it->second.is_late = true;
+    ++late_loads_;
+    for (Done& waiter : std::exchange(it->second.waiters, {})) {
+      waiter(absl::DeadlineExceededError("a load took longer than limits.move_deadline"));
+    }
+  }
+  if (late_loads_ > 0) {
+    for (const TierKind kind : kAllTiers) {
+      if (copies_.Has(kind)) PostPump(devices_[Pos(kind)]);
+    }
+    ArmLateness(now + kLookAtLateEvery);
+  } else if (!deadlines_.empty()) {
+    ArmLateness(deadlines_.front().first);
+  }
 }
 
 void Moves::Finish(uint64_t key, absl::Status status) {

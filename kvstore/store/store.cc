@@ -130,8 +130,12 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
   tiers::DurableTier::RecoveryHooks hooks;
   hooks.on_metadata = [s](std::string key, std::string value) {
     if (!key.starts_with(kNamespaceKeyPrefix)) return;
-    if (!s->namespaces.Restore(value).ok()) return;  // its pages will be refused, and so removed
-    for (const Namespace* ns : s->namespaces.All()) (void)s->OpenPools(*ns);
+    const absl::StatusOr<Namespace*> ns = s->namespaces.Restore(value);
+    if (!ns.ok()) return;  // its pages will be refused, and so removed
+    (void)s->OpenPools(**ns);
+    s->tiers.nvme->NameNamespace((*ns)->fingerprint, (*ns)->name);
+    // In case the daemon died between the two halves of a Clear().
+    s->tiers.nvme->EraseEpochs((*ns)->fingerprint, (*ns)->epoch, [](absl::Status) {});
   };
   hooks.on_pages = [s](const std::vector<tiers::RecoveredPage>& pages) {
     return s->RestorePages(pages);
@@ -201,15 +205,19 @@ void Store::OpenNamespace(const NamespaceSpec& spec, std::string name,
                           absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
   const bool was_known =
       spec.Validate().ok() && state_->namespaces.Find(spec.ComputeFingerprint()) != nullptr;
+  const std::string called = name;
   const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
   if (!ns.ok()) return done(ns.status());
   if (absl::Status s = state_->OpenPools(**ns); !s.ok()) return done(s);
+  if (state_->tiers.nvme != nullptr) state_->tiers.nvme->NameNamespace((*ns)->fingerprint, called);
   if (was_known || state_->tiers.nvme == nullptr) return done(Opened(**ns));
   state_->tiers.nvme->SaveMetadata(
       absl::StrCat(kNamespaceKeyPrefix, (*ns)->fingerprint.Hex()),
       NamespaceTable::EncodeRecord(**ns),
       [opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
-        if (!status.ok()) return done(status);
+        // A disk that does not answer must not keep engines from starting: the tier writes the
+        // record before any page when it is back.
+        if (!status.ok() && !absl::IsUnavailable(status)) return done(status);
         done(opened);
       });
 }
@@ -254,8 +262,17 @@ void Store::Clear(std::string_view tenant, const Fingerprint& fingerprint, tiers
   if (absl::Status s = state_->namespaces.Advance(ns); !s.ok()) return done(s);
   state_->sweep.Start();
   if (state_->tiers.nvme == nullptr) return done(absl::OkStatus());
-  state_->tiers.nvme->SaveMetadata(absl::StrCat(kNamespaceKeyPrefix, fingerprint.Hex()),
-                                   NamespaceTable::EncodeRecord(*ns), std::move(done));
+  state_->tiers.nvme->SaveMetadata(
+      absl::StrCat(kNamespaceKeyPrefix, fingerprint.Hex()), NamespaceTable::EncodeRecord(*ns),
+      [nvme = state_->tiers.nvme, fingerprint, epoch = ns->epoch,
+       done = std::move(done)](absl::Status saved) mutable {
+        // Whether or not the new epoch could be saved, the old ones' keys go.
+        nvme->EraseEpochs(fingerprint, epoch,
+                          [saved, done = std::move(done)](absl::Status erased) mutable {
+                            saved.Update(erased);
+                            done(std::move(saved));
+                          });
+      });
 }
 
 // --- Sessions
@@ -352,6 +369,7 @@ StoreStatus Store::status() const {
     status.tiers.push_back({.kind = kind,
                             .stats = tier->stats(),
                             .state = tier->state(),
+                            .breaker = tier->breaker(),
                             .counters = s.copies.counters(kind),
                             .degraded = tier->degraded()});
   }

@@ -164,6 +164,7 @@ struct TierRow {
   TierKind kind{};
   tiers::TierStats stats;
   tiers::TierState state{};
+  tiers::BreakerState breaker{};
   TierCounters counters;
   std::string degraded;
 };
@@ -206,9 +207,9 @@ class Store {
     NamespaceSpec spec;
   };
   // Opens `spec` for the tenant in it under `name` (empty: the fingerprint in hex). Idempotent.
-  // With a durable tier, `done` runs after the spec is on stable storage. Errors: InvalidArgument,
-  // bad spec; AlreadyExists, the tenant's name means another spec (the message names the first
-  // field that differs); ResourceExhausted, namespaces_max.
+  // With a durable tier that serves, `done` runs after the spec is on stable storage. Errors:
+  // InvalidArgument, bad spec; AlreadyExists, the tenant's name means another spec (the message
+  // names the first field that differs); ResourceExhausted, namespaces_max.
   void OpenNamespace(const NamespaceSpec& spec, std::string name,
                      absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done);
   // By name or fingerprint hex, among the tenant's. Errors: NotFound.

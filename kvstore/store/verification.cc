@@ -21,8 +21,8 @@ void Verification::Check(NodeId id, TierKind kind, absl::AnyInvocable<void(absl:
       [this, id, kind, page = *scratch, done = std::move(done)](absl::Status status) mutable {
         --in_flight_;
         copies_.tier(TierKind::kDram)->Release(page);
-        const bool is_bad = absl::IsDataLoss(status) || absl::IsUnavailable(status);
-        if (is_bad && copies_.IsResident(id, kind)) copies_.Drop(id, kind, DropReason::kLost);
+        if (absl::IsDataLoss(status) && copies_.IsResident(id, kind))
+          copies_.Drop(id, kind, DropReason::kLost);
         done(status);
         copies_.Unhold(id);
       });
@@ -74,7 +74,7 @@ void Verification::Step() {
 void Verification::OnChecked(NodeId id, TierKind kind, const absl::Status& status) {
   Run& run = *run_;
   --run.in_flight;
-  if (absl::IsDataLoss(status) || absl::IsUnavailable(status)) {
+  if (absl::IsDataLoss(status)) {
     ++run.result.checked;
     ++run.result.bad;
     if (run.mode == VerifyMode::kRepair) Repair(id, kind);
