@@ -32,6 +32,7 @@
 #include "kvstore/base/page_trailer.h"
 #include "kvstore/base/region.h"
 #include "kvstore/base/strong_id.h"
+#include "tiers/breaker.h"
 
 namespace kvstore::tiers {
 
@@ -60,9 +61,12 @@ struct TierStats {
   uint64_t read_errors = 0;  // I/O errors and deadline misses
   uint64_t write_errors = 0;
   uint64_t checksum_errors = 0;
+  uint64_t deadline_misses = 0;   // of both kinds of errors above, those that came too late
+  uint64_t breaker_openings = 0;  // times that the device was given up until it answered again
 };
 
-// kServing; kReadOnly: full or failing disk, existing pages may be read; kFailed: nothing works.
+// kServing; kReadOnly: full or failing disk, existing pages may be read; kFailed: nothing works
+// now, its pages are misses. A tier leaves the last two by itself, once its device answers.
 enum class TierState : uint8_t { kServing, kReadOnly, kFailed };
 
 // A page that a durable tier found at start.
@@ -111,8 +115,9 @@ class Tier {
 
   // Copies the slot into `dst` (trailer included) and checks identity and all slices against
   // `expect`. Requires: `page` was written; `dst.bytes` = expect.shape.slot_bytes(), valid until
-  // `done`. Errors: DataLoss, content is not `expect`; Unavailable / DeadlineExceeded;
-  // ResourceExhausted.
+  // `done`. Errors: DataLoss, this page is lost: its content is not `expect`, or the device cannot
+  // read it while it reads others; Unavailable / DeadlineExceeded, the device does not answer now
+  // or too late: the page may be as good as ever, and the copy is to be kept; ResourceExhausted.
   virtual void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
                     Done done) = 0;
 
@@ -125,6 +130,8 @@ class Tier {
   virtual size_t inflight_max() const = 0;
   virtual TierStats stats() const = 0;
   virtual TierState state() const = 0;
+  // Of the device behind the tier; not closed means kFailed.
+  virtual BreakerState breaker() const { return BreakerState::kClosed; }
   // One line for `kvctl status` when the tier runs in a degraded mode (what, why, effect); empty
   // otherwise.
   virtual std::string degraded() const { return {}; }
@@ -157,8 +164,21 @@ class DurableTier : public Tier {
 
   // Keeps `value` (at most 64 KiB) under `key` (at most 256 bytes) durably, replacing it; an empty
   // value removes it. The store keeps its namespaces here. `done(OK)` only after it is on stable
-  // storage (fsync).
+  // storage (fsync). Errors: InvalidArgument; Unavailable, it is not there yet: the tier writes it
+  // before any page when the device is back.
   virtual void SaveMetadata(std::string key, std::string value, Done done) = 0;
+
+  // The namespace goes by that name (it may have several): what is configured by name, such as
+  // encryption, is looked up with it. Before its first page is written or recovered.
+  virtual void NameNamespace(const Fingerprint&, std::string_view /*name*/) {}
+
+  // The namespace was cleared: pages of epochs below `epoch` are never to be read again. A tier
+  // that encrypts destroys their keys; `done(OK)` only after that is on stable storage. Errors:
+  // Unavailable, the device fails: the keys are gone from memory, and from the device when it is
+  // back.
+  virtual void EraseEpochs(const Fingerprint&, uint64_t /*epoch*/, Done done) {
+    done(absl::OkStatus());
+  }
 };
 
 }  // namespace kvstore::tiers

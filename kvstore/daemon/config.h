@@ -51,6 +51,8 @@ struct Config {
     std::vector<std::string> dirs;  // empty: no NVMe tier
     uint64_t bytes = 0;
     uint64_t queue_depth = 64;
+    std::vector<std::string> encrypt;  // namespaces; empty: nothing is encrypted
+    std::string key_file;
   } nvme;
   struct Policy {
     kvstore::policy::WriteMode write_to_dram = kvstore::policy::WriteMode::kThrough;

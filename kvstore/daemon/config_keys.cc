@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kvstore/base/namespace_spec.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 #include "kvstore/base/units.h"
@@ -139,6 +140,19 @@ absl::Status ParseDirs(const Values& values, const Machine&, Config* config) {
       return absl::InvalidArgumentError(absl::StrCat("'", value, "' is there twice"));
   }
   config->nvme.dirs = values;
+  return absl::OkStatus();
+}
+
+absl::Status ParseEncrypt(const Values& values, const Machine&, Config* config) {
+  if (values.size() > 1024) return absl::InvalidArgumentError("more than 1024 namespaces");
+  std::set<std::string> seen;
+  for (const std::string& value : values) {
+    if (value.empty() || value.size() > kSpecStringBytesMax)
+      return absl::InvalidArgumentError("a name is empty or longer than 256 bytes");
+    if (!seen.insert(value).second)
+      return absl::InvalidArgumentError(absl::StrCat("'", value, "' is there twice"));
+  }
+  config->nvme.encrypt = values;
   return absl::OkStatus();
 }
 
@@ -307,6 +321,26 @@ void AddTierKeys(std::vector<ConfigKey>* keys) {
   keys->push_back(IntegerKey<&Config::nvme, &Config::Nvme::queue_depth>(
       "tier.nvme.queue_depth", "64", "1 to 1024", "operations in flight on the NVMe tier",
       {1, 1024}));
+  keys->push_back({.name = "tier.nvme.encrypt",
+                   .type = "list of namespaces",
+                   .default_text = "(none)",
+                   .valid = "names or fingerprints in hex, * for all; at most 1024",
+                   .meaning = "whose pages are encrypted on NVMe; needs tier.nvme.key_file",
+                   .is_list = true,
+                   .parse = ParseEncrypt,
+                   .print = [](const Config& c) { return absl::StrJoin(c.nvme.encrypt, ","); }});
+  keys->push_back({.name = "tier.nvme.key_file",
+                   .type = "path",
+                   .default_text = "(none)",
+                   .valid = "an absolute path; a file of ours, mode 0400",
+                   .meaning = "lines of ID and 64 hex digits; the highest ID encrypts",
+                   .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+                     if (!v[0].starts_with('/'))
+                       return absl::InvalidArgumentError("not an absolute path");
+                     c->nvme.key_file = v[0];
+                     return absl::OkStatus();
+                   },
+                   .print = [](const Config& c) { return c.nvme.key_file; }});
 }
 
 void AddPolicyKeys(std::vector<ConfigKey>* keys) {
@@ -464,6 +498,13 @@ absl::Status CheckConfig(const Config& config, const Machine& machine) {
   if (config.nvme.dirs.empty() && config.nvme.bytes != 0) {
     return absl::InvalidArgumentError(
         "tier.nvme.bytes is set but tier.nvme.dirs is not; e.g. tier.nvme.dirs=/var/lib/kvstore");
+  }
+  if (config.nvme.encrypt.empty() != config.nvme.key_file.empty()) {
+    return absl::InvalidArgumentError(
+        "tier.nvme.encrypt and tier.nvme.key_file are set together or not at all");
+  }
+  if (!config.nvme.encrypt.empty() && config.nvme.dirs.empty()) {
+    return absl::InvalidArgumentError("tier.nvme.encrypt is set but tier.nvme.dirs is not");
   }
   if (config.dram.bytes == 0) {
     return absl::InvalidArgumentError(

@@ -112,6 +112,8 @@ absl::Status Daemon::State::OpenTiers() {
     nvme_options.dirs = config.nvme.dirs;
     nvme_options.capacity_bytes = config.nvme.bytes;
     nvme_options.queue_depth = static_cast<uint32_t>(config.nvme.queue_depth);
+    nvme_options.encrypt = config.nvme.encrypt;
+    nvme_options.key_file = config.nvme.key_file;
     ASSIGN_OR_RETURN(nvme, tiers::NvmeTier::Open(std::move(nvme_options), *core, clock));
     dram_options.hooks = {
         .on_prepared = [this](MutableRegion region) { nvme->RegisterMemory(region); },

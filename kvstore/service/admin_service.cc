@@ -44,6 +44,9 @@ void WriteTier(const store::TierRow& row, v1::TierStatus* out) {
   counters["read_errors"] = row.stats.read_errors;
   counters["write_errors"] = row.stats.write_errors;
   counters["checksum_errors"] = row.stats.checksum_errors;
+  counters["deadline_misses"] = row.stats.deadline_misses;
+  counters["breaker"] = static_cast<uint64_t>(row.breaker);  // 0 closed, 1 open, 2 half-open
+  counters["breaker_openings"] = row.stats.breaker_openings;
   counters["lost_pages"] = row.counters.lost_pages;
   counters["promoted_pages"] = row.counters.promoted_pages;
   counters["demoted_pages"] = row.counters.demoted_pages;

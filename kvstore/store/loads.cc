@@ -131,8 +131,10 @@ void Loads::Acquire(SessionId session_id, NamespaceId ns, std::span<const BlockH
 void Loads::Fetch(LeaseId id, uint32_t block) {
   const NodeId node = leases_.find(id)->second.nodes[block];
   const std::optional<TierKind> src = SourceTier(node);
-  if (!src)
-    return OnFetched(id, block, TierKind::kDram, absl::DataLossError("the last copy was lost"));
+  if (!src) {
+    return OnFetched(id, block, TierKind::kDram,
+                     absl::UnavailableError("no tier that answers has the block"));
+  }
   moves_.Start(
       node, *src, TierKind::kDram, MovePurpose::kLoad,
       [this, id, block, from = *src](absl::Status status) { OnFetched(id, block, from, status); });

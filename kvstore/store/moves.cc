@@ -6,6 +6,9 @@
 namespace kvstore::store {
 namespace {
 
+// While a device sits on late loads: how often those that wait behind them are looked at.
+constexpr absl::Duration kLookAtLateEvery = absl::Milliseconds(100);
+
 // A tenant that used a device so recently counts when its queue is split.
 constexpr absl::Duration kRecently = absl::Seconds(1);
 
@@ -18,6 +21,9 @@ Moves::Moves(Copies& copies, Room& room, Executor& executor, const Clock& clock,
 void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done) {
   const uint64_t key = Key(id, dst);
   if (auto it = moves_.find(key); it != moves_.end()) {
+    if (it->second.is_late) {
+      return done(absl::UnavailableError("the device has not ended a former load of the block"));
+    }
     it->second.waiters.push_back(std::move(done));
     return;
   }
@@ -85,6 +91,7 @@ size_t Moves::PartOf(Device& device) {
 
 void Moves::Pump(Device& device) {
   device.is_pump_posted = false;
+  if (HasFailed(device)) FailQueuedLoads(device);
   const size_t part = PartOf(device);
   PumpQueue(device, MovePurpose::kLoad, part);
   PumpQueue(device, MovePurpose::kWriteBehind, part);
@@ -128,6 +135,11 @@ void Moves::Submit(uint64_t key, Move* move, PageId dst_page) {
   if (move->purpose == MovePurpose::kWriteBehind) ++device.write_behinds_in_flight;
   move->submitted = clock_.Now();
   const absl::Time deadline = move->submitted + deadline_;
+  if (move->purpose == MovePurpose::kLoad) {
+    move->deadline = deadline;
+    deadlines_.emplace_back(deadline, key);
+    ArmLateness(deadline);
+  }
   const PageIdentity identity = copies_.IdentityOf(move->id);
   auto done = [this, key](absl::Status status) { OnCopied(key, std::move(status)); };
   tiers::Tier* dram = copies_.tier(TierKind::kDram);
@@ -158,6 +170,7 @@ void Moves::OnCopied(uint64_t key, absl::Status status) {
     copies_.AbandonWrite(id, dst);
     DropSourceIfBad(move, status);
   }
+  late_loads_ -= move.is_late;
   const bool is_published = status.ok();
   if (is_published) on_published_(id, dst);  // before the hold ends: the block is sure to be there
   Finish(key, std::move(status));
@@ -183,13 +196,55 @@ void Moves::Count(const Move& move, const absl::Status& status) {
   if (absl::IsUnavailable(status) && is_load) ++device.unreadable_pages;
 }
 
-// Read errors are the source's; of the errors of a write only DataLoss is (its bytes are not what
-// was committed).
+// DataLoss is the source's, of reads and of writes (its bytes are not what was committed).
 void Moves::DropSourceIfBad(const Move& move, const absl::Status& status) {
-  const bool is_read = move.dst == TierKind::kDram;
-  const bool is_bad = absl::IsDataLoss(status) || (is_read && absl::IsUnavailable(status));
-  if (is_bad && copies_.IsResident(move.id, move.src))
+  if (absl::IsDataLoss(status) && copies_.IsResident(move.id, move.src))
     copies_.Drop(move.id, move.src, DropReason::kLost);
+}
+
+bool Moves::HasFailed(const Device& device) const {
+  const TierKind kind = static_cast<TierKind>(&device - devices_.data());
+  return copies_.tier(kind)->state() == tiers::TierState::kFailed;
+}
+
+void Moves::FailQueuedLoads(Device& device) {
+  // Those that are there now: who is told may ask again.
+  for (size_t left = device.loads.size(); left > 0; --left) {
+    const auto next = device.loads.Pop([](uint32_t) { return true; });
+    Finish(next->second, absl::UnavailableError("the tier that has the block does not answer"));
+  }
+}
+
+void Moves::ArmLateness(absl::Time when) {
+  if (std::exchange(is_lateness_armed_, true)) return;
+  executor_.PostAt(when, [this] {
+    is_lateness_armed_ = false;
+    TellLateLoads();
+  });
+}
+
+void Moves::TellLateLoads() {
+  const absl::Time now = clock_.Now();
+  while (!deadlines_.empty() && deadlines_.front().first <= now) {
+    const auto [deadline, key] = deadlines_.front();
+    deadlines_.pop_front();
+    auto it = moves_.find(key);
+    // Another load of the same block may have begun since: it has a deadline of its own.
+    if (it == moves_.end() || it->second.is_late || it->second.deadline != deadline) continue;
+    it->second.is_late = true;
+    ++late_loads_;
+    for (Done& waiter : std::exchange(it->second.waiters, {})) {
+      waiter(absl::DeadlineExceededError("a load took longer than limits.move_deadline"));
+    }
+  }
+  if (late_loads_ > 0) {
+    for (const TierKind kind : kAllTiers) {
+      if (copies_.Has(kind)) PostPump(devices_[Pos(kind)]);
+    }
+    ArmLateness(now + kLookAtLateEvery);
+  } else if (!deadlines_.empty()) {
+    ArmLateness(deadlines_.front().first);
+  }
 }
 
 void Moves::Finish(uint64_t key, absl::Status status) {

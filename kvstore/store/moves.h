@@ -5,14 +5,20 @@
 // part of the queue: all of it while it is alone. A move holds its block (nothing of it is evicted)
 // and ends exactly once. The source stays valid until the copy is published.
 //
-// Failure: a source that differs or cannot be read is dropped (quarantined and counted): the block
-// is "not resident there". A destination that cannot be written loses only the attempt.
+// Failure: a source that the tier reports as DataLoss is dropped (quarantined and counted): the
+// block is "not resident there". Every other failure loses only the attempt: a disk that is slow or
+// silent for a while has its pages afterwards.
+//
+// Deadline: whoever waits for a load is told at its deadline. A device may keep the memory for
+// longer: such a move is late, holds its block and its pages until the tier lets go of them, and
+// nobody waits for it. Loads that wait for a tier that has failed end at once.
 //
 // Confined to the core thread.
 #pragma once
 
 #include <array>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -83,7 +89,9 @@ class Moves {
     MovePurpose purpose{};
     uint32_t tenant = 0;  // TenantId
     std::vector<Done> waiters;
-    absl::Time submitted;  // to the tier
+    absl::Time submitted;                          // to the tier
+    absl::Time deadline = absl::InfiniteFuture();  // from Submit() on
+    bool is_late = false;                          // its waiters were told
   };
   struct Way {
     NodeId id;
@@ -123,6 +131,10 @@ class Moves {
   void Finish(uint64_t key, absl::Status status);
   void Count(const Move& move, const absl::Status& status);
   void DropSourceIfBad(const Move& move, const absl::Status& status);
+  bool HasFailed(const Device& device) const;
+  void FailQueuedLoads(Device& device);
+  void ArmLateness(absl::Time when);
+  void TellLateLoads();
 
   Copies& copies_;
   Room& room_;
@@ -131,6 +143,9 @@ class Moves {
   const absl::Duration deadline_;
   absl::flat_hash_map<uint64_t, Move> moves_;
   std::array<Device, tiers::kNumTierKinds> devices_;
+  std::deque<std::pair<absl::Time, uint64_t>> deadlines_;  // of loads, in order, with their key
+  bool is_lateness_armed_ = false;
+  size_t late_loads_ = 0;
   std::function<void(NodeId, TierKind)> on_published_;
   std::function<void()> on_written_;
   size_t num_write_behinds_ = 0;

@@ -115,7 +115,7 @@ std::string NamespaceTable::EncodeRecord(const Namespace& ns) {
   return out + ns.name + ns.spec.Encode();
 }
 
-absl::Status NamespaceTable::Restore(std::string_view record) {
+absl::StatusOr<Namespace*> NamespaceTable::Restore(std::string_view record) {
   const size_t magic = sizeof kRecordMagic - 1;
   uint64_t epoch = 0;
   uint32_t name_bytes = 0;
@@ -132,9 +132,9 @@ absl::Status NamespaceTable::Restore(std::string_view record) {
   if (Namespace* known = Find(spec.ComputeFingerprint())) {
     known->epoch = std::max(known->epoch, epoch);
     epochs_[known->id.value()].epoch = known->epoch;
-    return absl::OkStatus();
+    return known;
   }
-  return Add(spec, std::move(name), epoch).status();
+  return Add(spec, std::move(name), epoch);
 }
 
 const Namespace* NamespaceTable::Find(const Fingerprint& fingerprint) const {

@@ -49,7 +49,7 @@ class NamespaceTable {
   absl::StatusOr<Namespace*> Open(const NamespaceSpec& spec, std::string name);
   // What a durable tier kept (EncodeRecord). Namespaces that are open already keep their state,
   // with the higher epoch. Errors: DataLoss.
-  absl::Status Restore(std::string_view record);
+  absl::StatusOr<Namespace*> Restore(std::string_view record);
   static std::string EncodeRecord(const Namespace& ns);
 
   const Namespace* Find(const Fingerprint& fingerprint) const;

@@ -6,6 +6,7 @@
 namespace kvstore::store {
 
 void Recovery::Start(tiers::DurableTier* tier, absl::AnyInvocable<void(absl::Status)> on_finished) {
+  tier_ = tier;
   is_running_ = true;
   knows_namespaces_ = false;
   tiers::DurableTier::RecoveryHooks hooks;
@@ -43,8 +44,12 @@ void Recovery::RestoreMetadata(std::string_view key, std::string_view value) {
   if (const auto tenant = TenantAdmin::TenantOfKey(key))
     return tenant_admin_.Restore(*tenant, value);
   if (!key.starts_with(kNamespaceKeyPrefix)) return;
-  if (!namespaces_.Restore(value).ok()) return;  // its pages will be refused, and so removed
-  for (const Namespace* ns : namespaces_.All()) (void)copies_.OpenPools(*ns);
+  const absl::StatusOr<Namespace*> ns = namespaces_.Restore(value);
+  if (!ns.ok()) return;  // its pages will be refused, and so removed
+  (void)copies_.OpenPools(**ns);
+  tier_->NameNamespace((*ns)->fingerprint, (*ns)->name);
+  // In case the daemon died between the two halves of a Clear().
+  tier_->EraseEpochs((*ns)->fingerprint, (*ns)->epoch, [](absl::Status) {});
 }
 
 bool Recovery::RestorePage(const tiers::RecoveredPage& page) {

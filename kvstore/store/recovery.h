@@ -43,6 +43,7 @@ class Recovery {
   NamespaceTable& namespaces_;
   Copies& copies_;
   TenantAdmin& tenant_admin_;
+  tiers::DurableTier* tier_ = nullptr;
   bool is_running_ = false;
   bool knows_namespaces_ = true;
   std::vector<absl::AnyInvocable<void()>> waiting_;  // bounded by the calls admitted

@@ -155,15 +155,19 @@ void Store::OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
                                absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
   const bool was_known =
       spec.Validate().ok() && state_->namespaces.Find(spec.ComputeFingerprint()) != nullptr;
+  const std::string called = name;
   const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
   if (!ns.ok()) return done(ns.status());
   if (absl::Status s = state_->copies.OpenPools(**ns); !s.ok()) return done(s);
+  if (state_->tiers.nvme != nullptr) state_->tiers.nvme->NameNamespace((*ns)->fingerprint, called);
   if (was_known || state_->tiers.nvme == nullptr) return done(Opened(**ns));
   state_->tiers.nvme->SaveMetadata(
       absl::StrCat(std::string(kNamespaceKeyPrefix), (*ns)->fingerprint.Hex()),
       NamespaceTable::EncodeRecord(**ns),
       [opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
-        if (!status.ok()) return done(status);
+        // A disk that does not answer must not keep engines from starting: the tier writes the
+        // record before any page when it is back.
+        if (!status.ok() && !absl::IsUnavailable(status)) return done(status);
         done(opened);
       });
 }
@@ -218,7 +222,16 @@ void Store::ClearKnown(std::string_view tenant, const Fingerprint& fingerprint,
   if (state_->tiers.nvme == nullptr) return done(absl::OkStatus());
   state_->tiers.nvme->SaveMetadata(
       absl::StrCat(std::string(kNamespaceKeyPrefix), fingerprint.Hex()),
-      NamespaceTable::EncodeRecord(*ns), std::move(done));
+      NamespaceTable::EncodeRecord(*ns),
+      [nvme = state_->tiers.nvme, fingerprint, epoch = ns->epoch,
+       done = std::move(done)](absl::Status saved) mutable {
+        // Whether or not the new epoch could be saved, the old ones' keys go.
+        nvme->EraseEpochs(fingerprint, epoch,
+                          [saved, done = std::move(done)](absl::Status erased) mutable {
+                            saved.Update(erased);
+                            done(std::move(saved));
+                          });
+      });
 }
 
 // --- Sessions
@@ -316,6 +329,7 @@ StoreStatus Store::status() const {
     status.tiers.push_back({.kind = kind,
                             .stats = tier->stats(),
                             .state = tier->state(),
+                            .breaker = tier->breaker(),
                             .counters = s.copies.counters(kind),
                             .load_times = s.moves.load_times(kind),
                             .write_times = s.moves.write_times(kind),

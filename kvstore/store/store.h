@@ -201,6 +201,7 @@ struct TierRow {
   TierKind kind{};
   tiers::TierStats stats;
   tiers::TierState state{};
+  tiers::BreakerState breaker{};
   TierCounters counters;
   // Of moves out of and into this tier that ended well: from their submission to the tier until
   // the core knew. Moves that wait for the tier are `waiting_moves`.
@@ -255,10 +256,10 @@ class Store {
     NamespaceSpec spec;
   };
   // Opens `spec` for the tenant in it under `name` (empty: the fingerprint in hex). Idempotent.
-  // With a durable tier, `done` runs after the namespaces on disk are known and the spec is on
-  // stable storage. Errors: InvalidArgument,
-  // bad spec; AlreadyExists, the tenant's name means another spec (the message names the first
-  // field that differs); ResourceExhausted, namespaces_max.
+  // With a durable tier that serves, `done` runs after the namespaces on disk are known and the
+  // spec is on stable storage. Errors: InvalidArgument, bad spec; AlreadyExists, the tenant's name
+  // means another spec (the message names the first field that differs); ResourceExhausted,
+  // namespaces_max.
   void OpenNamespace(const NamespaceSpec& spec, std::string name,
                      absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done);
   // By name or fingerprint hex, among the tenant's. Errors: NotFound.

@@ -23,13 +23,13 @@ void Verification::Check(NodeId id, TierKind kind, absl::AnyInvocable<void(absl:
       [this, id, kind, pool, page = *scratch, done = std::move(done)](absl::Status status) mutable {
         --in_flight_;
         copies_.GiveBack(TierKind::kDram, pool, page);
-        const bool is_bad = absl::IsDataLoss(status) || absl::IsUnavailable(status);
         TierCounters& counters = copies_.counters(kind);
         counters.verified_pages += status.ok();
         counters.differing_pages += absl::IsDataLoss(status);
         counters.unreadable_pages += absl::IsUnavailable(status);
         counters.deadline_misses += absl::IsDeadlineExceeded(status);
-        if (is_bad && copies_.IsResident(id, kind)) copies_.Drop(id, kind, DropReason::kLost);
+        if (absl::IsDataLoss(status) && copies_.IsResident(id, kind))
+          copies_.Drop(id, kind, DropReason::kLost);
         done(status);
         copies_.Unhold(id);
       });
@@ -81,7 +81,7 @@ void Verification::Step() {
 void Verification::OnChecked(NodeId id, TierKind kind, const absl::Status& status) {
   Run& run = *run_;
   --run.in_flight;
-  if (absl::IsDataLoss(status) || absl::IsUnavailable(status)) {
+  if (absl::IsDataLoss(status)) {
     ++run.result.checked;
     ++run.result.bad;
     if (run.mode == VerifyMode::kRepair) Repair(id, kind);

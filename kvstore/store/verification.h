@@ -30,9 +30,9 @@ class Verification {
         clock_(clock),
         deadline_(deadline) {}
 
-  // Checks one copy; drops it if it is bad. Requires: resident. `done`: OK; DataLoss or
-  // Unavailable, the copy was bad and is gone; ResourceExhausted / DeadlineExceeded, it could not
-  // be checked now.
+  // Checks one copy; drops it if it is bad. Requires: resident. `done`: OK; DataLoss, the copy was
+  // bad and is gone; ResourceExhausted / Unavailable / DeadlineExceeded, it could not be checked
+  // now.
   void Check(NodeId id, TierKind kind, absl::AnyInvocable<void(absl::Status)> done);
   // Checks all copies of `kind` (nullopt: of every tier), a few at a time. One run at a time.
   // Errors: FailedPrecondition.

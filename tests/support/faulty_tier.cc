@@ -50,10 +50,13 @@ void FaultyTier::Later(absl::Time deadline, absl::AnyInvocable<absl::Status()> c
   }
   const absl::Duration delay = options_.delay_max * std::uniform_real_distribution<>(0, 1)(random_);
   const absl::Time when = std::min(clock_.Now() + delay, deadline);
-  executor_.PostAt(when, [this, fault, copy = std::move(copy), done = std::move(done)]() mutable {
+  Task end = [this, fault, deadline, copy = std::move(copy), done = std::move(done)]() mutable {
     --in_flight_;
+    if (clock_.Now() > deadline) return done(absl::DeadlineExceededError("too slow"));
     done(fault.ok() ? copy() : fault);
-  });
+  };
+  if (is_hanging_) return held_.push_back(std::move(end));
+  executor_.PostAt(when, std::move(end));
 }
 
 void FaultyTier::Write(PageId page, const PageIdentity& identity, ConstRegion src,
@@ -74,7 +77,8 @@ void FaultyTier::Read(PageId page, const PageIdentity& expect, MutableRegion dst
                       absl::Time deadline, Done done) {
   Later(
       deadline,
-      [this, page, expect, dst] {
+      [this, page, expect, dst]() -> absl::Status {
+        if (failing_reads_ > 0) return --failing_reads_, read_failure_;
         std::memcpy(dst.data, At(page), dst.bytes);
         return IsRight(dst.data, expect) ? absl::OkStatus()
                                          : absl::DataLossError("content differs");
@@ -116,8 +120,8 @@ void FaultyTier::Recover(RecoveryHooks hooks) {
 void FaultyTier::SaveMetadata(std::string key, std::string value, Done done) {
   executor_.Post(
       [this, key = std::move(key), value = std::move(value), done = std::move(done)]() mutable {
-        metadata_[key] = std::move(value);
-        done(absl::OkStatus());
+        if (metadata_failure_.ok()) metadata_[key] = std::move(value);
+        done(metadata_failure_);
       });
 }
 

@@ -62,7 +62,20 @@ class FaultyTier final : public tiers::DurableTier {
   void SaveMetadata(std::string key, std::string value, Done done) override;
 
   void set_state(tiers::TierState state) { state_ = state; }
+  // A device that keeps what it is given, past every deadline, until it is let go.
+  void Hang() { is_hanging_ = true; }
+  void LetGo() {
+    is_hanging_ = false;
+    for (Task& task : std::exchange(held_, {})) executor_.Post(std::move(task));
+  }
   void set_fault_rate(double rate) { options_.fault_rate = rate; }
+  // The next `count` reads end with `status`.
+  void FailNextReads(size_t count, absl::Status status) {
+    failing_reads_ = count;
+    read_failure_ = std::move(status);
+  }
+  // SaveMetadata() ends with `status` from now on.
+  void FailMetadata(absl::Status status) { metadata_failure_ = std::move(status); }
   // What Recover() will tell, as if an earlier run had left it.
   void AddRecovered(PoolId pool, const PageIdentity& identity) {
     recovered_.emplace_back(pool, identity);
@@ -92,6 +105,11 @@ class FaultyTier final : public tiers::DurableTier {
   std::vector<std::pair<PoolId, PageIdentity>> recovered_;
   tiers::TierState state_ = tiers::TierState::kServing;
   tiers::TierStats stats_;
+  size_t failing_reads_ = 0;
+  absl::Status read_failure_;
+  absl::Status metadata_failure_;
+  bool is_hanging_ = false;
+  std::vector<Task> held_;
   size_t in_flight_ = 0;
   size_t refused_ = 0;
 };

@@ -10,12 +10,14 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <span>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
+#include "kvstore/base/trusted_path.h"
 #include "kvstore/base/units.h"
 
 namespace kvstore::tiers {
@@ -27,6 +29,9 @@ constexpr char kSuperblockNewName[] = "superblock.new";
 constexpr char kLockName[] = "lock";
 constexpr char kPagesName[] = "pages";
 constexpr char kProbeName[] = "probe";
+constexpr char kSecretsName[] = "secrets";
+constexpr char kSecretsNewName[] = "secrets.new";
+constexpr off_t kSecretsBytesMax = 64 << 20;
 
 // Closes at the end of a scope.
 struct ScopedFd {
@@ -104,16 +109,24 @@ DataDirectory::~DataDirectory() {
 }
 
 absl::Status DataDirectory::OpenDirectory() {
-  if (mkdir(path_.c_str(), 0700) != 0 && errno != EEXIST) return Error("mkdir", errno);
+  auto parent = OpenTrustedParent(std::filesystem::absolute(path_).string());
+  if (absl::IsNotFound(parent.status())) return Error("open", ENOENT);
+  if (!parent.ok()) {
+    return absl::Status(parent.status().code(),
+                        absl::StrCat("nvme directory ", path_, ": ", parent.status().message()));
+  }
+  const int parent_fd = parent->directory.get();
+  const char* name = parent->name.c_str();
+  if (mkdirat(parent_fd, name, 0700) != 0 && errno != EEXIST) return Error("mkdir", errno);
   struct stat found {};
-  if (lstat(path_.c_str(), &found) != 0) return Error("stat", errno);
+  if (fstatat(parent_fd, name, &found, AT_SYMLINK_NOFOLLOW) != 0) return Error("stat", errno);
   if (!S_ISDIR(found.st_mode)) {
     return absl::FailedPreconditionError(
         absl::StrCat("nvme directory ", path_, ": ",
                      S_ISLNK(found.st_mode) ? "a symbolic link; give the directory it points to"
                                             : "not a directory"));
   }
-  dir_fd_ = open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  dir_fd_ = openat(parent_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (dir_fd_ < 0) return Error("open", errno);
   if (fstat(dir_fd_, &found) != 0) return Error("stat", errno);
   if (found.st_uid != geteuid()) {
@@ -128,9 +141,23 @@ absl::Status DataDirectory::OpenDirectory() {
   return absl::OkStatus();
 }
 
+// A file of ours that was opened in the directory: not a pipe, and not another name of a file that
+// somebody wants to see overwritten.
+absl::Status DataDirectory::CheckFile(const char* name, int fd) const {
+  struct stat found {};
+  if (fstat(fd, &found) != 0) return Error(name, errno);
+  if (!S_ISREG(found.st_mode) || found.st_nlink != 1 || found.st_uid != geteuid()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("nvme directory ", path_, ": ", name,
+                     " is not a regular file of ours with one name; empty the directory"));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status DataDirectory::Lock() {
   lock_fd_ = openat(dir_fd_, kLockName, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, kFileMode);
   if (lock_fd_ < 0) return Error("lock file", errno);
+  RETURN_IF_ERROR(CheckFile(kLockName, lock_fd_));
   if (flock(lock_fd_, LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK) return Error("flock", errno);
     return absl::FailedPreconditionError(absl::StrCat("nvme directory ", path_,
@@ -147,10 +174,14 @@ absl::Status DataDirectory::Lock() {
 
 absl::Status DataDirectory::LoadSuperblock() {
   superblock_.reset();
-  ScopedFd file{openat(dir_fd_, kSuperblockName, O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
-  if (file.fd < 0) return errno == ENOENT ? absl::OkStatus() : Error("superblock", errno);
   std::array<std::byte, kSuperblockBytes> bytes{};
-  if (!Whole(pread, file.fd, bytes.data(), bytes.size())) return Error("superblock", errno);
+  {
+    // O_NONBLOCK: a pipe in its place must not hold us up.
+    ScopedFd file{openat(dir_fd_, kSuperblockName, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)};
+    if (file.fd < 0) return errno == ENOENT ? absl::OkStatus() : Error("superblock", errno);
+    RETURN_IF_ERROR(CheckFile(kSuperblockName, file.fd));
+    if (!Whole(pread, file.fd, bytes.data(), bytes.size())) return Error("superblock", errno);
+  }
   auto superblock = DecodeSuperblock(bytes);
   if (!superblock.ok()) {
     return absl::Status(
@@ -189,19 +220,57 @@ absl::Status DataDirectory::RefuseForeignFiles() {
                    "); choose an empty or a new directory"));
 }
 
-absl::Status DataDirectory::SaveSuperblock(const Superblock& superblock) {
-  auto bytes = EncodeSuperblock(superblock);
+absl::Status DataDirectory::Replace(const char* name, const char* new_name,
+                                    std::string_view bytes) {
   {
-    ScopedFd file{openat(dir_fd_, kSuperblockNewName,
-                         O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, kFileMode)};
-    if (file.fd < 0 || !Whole(pwrite, file.fd, bytes.data(), bytes.size()) || fsync(file.fd) != 0) {
-      return Error("writing the superblock", errno);
+    ScopedFd file{openat(dir_fd_, new_name, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC,
+                         kFileMode)};
+    auto* data = const_cast<std::byte*>(reinterpret_cast<const std::byte*>(bytes.data()));
+    if (file.fd < 0 || !Whole(pwrite, file.fd, data, bytes.size()) || fsync(file.fd) != 0) {
+      return Error(new_name, errno);
     }
   }
-  if (renameat(dir_fd_, kSuperblockNewName, dir_fd_, kSuperblockName) != 0 || fsync(dir_fd_) != 0) {
-    return Error("replacing the superblock", errno);
+  if (renameat(dir_fd_, new_name, dir_fd_, name) != 0 || fsync(dir_fd_) != 0) {
+    return Error(name, errno);
   }
+  return absl::OkStatus();
+}
+
+absl::Status DataDirectory::SaveSuperblock(const Superblock& superblock) {
+  const auto bytes = EncodeSuperblock(superblock);
+  RETURN_IF_ERROR(Replace(kSuperblockName, kSuperblockNewName,
+                          {reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
   superblock_ = superblock;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> DataDirectory::LoadSecrets() {
+  ScopedFd file{openat(dir_fd_, kSecretsName, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)};
+  if (file.fd < 0 && errno == ENOENT) return std::string();
+  if (file.fd < 0) return Error(kSecretsName, errno);
+  RETURN_IF_ERROR(CheckFile(kSecretsName, file.fd));
+  struct stat found {};
+  if (fstat(file.fd, &found) != 0) return Error(kSecretsName, errno);
+  if (found.st_size > kSecretsBytesMax) return Error(kSecretsName, EFBIG);
+  std::string bytes(static_cast<size_t>(found.st_size), '\0');
+  if (!Whole(pread, file.fd, reinterpret_cast<std::byte*>(bytes.data()), bytes.size())) {
+    return Error(kSecretsName, errno);
+  }
+  return bytes;
+}
+
+absl::Status DataDirectory::SaveSecrets(std::string_view bytes) {
+  ScopedFd old{openat(dir_fd_, kSecretsName, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)};
+  RETURN_IF_ERROR(Replace(kSecretsName, kSecretsNewName, bytes));
+  struct stat found {};
+  if (old.fd < 0 || fstat(old.fd, &found) != 0 || found.st_nlink != 0) return absl::OkStatus();
+  // What was erased must not lie on in free blocks: where the file system writes in place it is
+  // gone now.
+  std::string zeros(static_cast<size_t>(found.st_size), '\0');
+  if (!Whole(pwrite, old.fd, reinterpret_cast<std::byte*>(zeros.data()), zeros.size()) ||
+      fsync(old.fd) != 0) {
+    return Error("overwriting old secrets", errno);
+  }
   return absl::OkStatus();
 }
 
@@ -213,6 +282,7 @@ absl::Status DataDirectory::PreparePages(uint64_t bytes) {
     pages_fd_ = openat(dir_fd_, kPagesName, kFlags, kFileMode);
   }
   if (pages_fd_ < 0) return Error("pages", errno);
+  RETURN_IF_ERROR(CheckFile(kPagesName, pages_fd_));
   struct stat found {};
   if (fstat(pages_fd_, &found) != 0) return Error("pages", errno);
   const auto old_bytes = static_cast<uint64_t>(found.st_size);

@@ -3,6 +3,7 @@
 //   DIR/lock         flock()ed while in use; holds the owner's pid
 //   DIR/superblock   4096 bytes, replaced atomically (superblock.new, rename)
 //   DIR/pages        the extents, one behind the other, preallocated
+//   DIR/secrets      of encrypted namespaces, replaced atomically (first directory only)
 //   DIR/index/       RocksDB (first directory only)
 //
 // Everything is opened below a descriptor of the directory, with O_NOFOLLOW; files are 0600, the
@@ -13,6 +14,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,7 +24,8 @@ namespace kvstore::tiers {
 
 class DataDirectory {
  public:
-  // Creates the directory if absent and locks it; changes nothing else.
+  // Creates the directory if absent and locks it; changes nothing else. Its parents are trusted
+  // (kvstore/base/trusted_path.h).
   // Errors, each saying what to do: FailedPrecondition, in use by another process (pid), symbolic
   // link or no directory, written by another format (left untouched), holds foreign files;
   // PermissionDenied, owned by another user, writable by group or others, or not writable by us;
@@ -36,6 +39,11 @@ class DataDirectory {
   const std::optional<Superblock>& superblock() const { return superblock_; }
   // Durable before it returns.
   absl::Status SaveSuperblock(const Superblock& superblock);
+
+  // DIR/secrets, whole (epoch_secrets.h); empty if there is none.
+  absl::StatusOr<std::string> LoadSecrets();
+  // Durable before it returns; the former content is overwritten. Blocks.
+  absl::Status SaveSecrets(std::string_view bytes);
 
   // Makes DIR/pages exactly `bytes` long, with all blocks allocated; what lies behind is given up.
   // Errors: ResourceExhausted, the file system has not enough space (says how much is free);
@@ -59,8 +67,10 @@ class DataDirectory {
   explicit DataDirectory(std::string path) : path_(std::move(path)) {}
   absl::Status OpenDirectory();
   absl::Status Lock();
+  absl::Status Replace(const char* name, const char* new_name, std::string_view bytes);
   absl::Status LoadSuperblock();
   absl::Status RefuseForeignFiles();
+  absl::Status CheckFile(const char* name, int fd) const;
   absl::Status Error(const char* what, int error_number) const;
 
   const std::string path_;

@@ -6,6 +6,8 @@
 
 #include "kvstore/base/block_hash.h"
 #include "tiers/nvme/nvme_test_support.h"
+#include "tiers/nvme/page_cipher.h"
+#include "tiers/nvme/page_encryption.h"
 #include "tiers/nvme/record_format.h"
 #include "tiers/nvme/slot_record.h"
 #include "tiers/nvme/superblock.h"
@@ -87,6 +89,69 @@ TEST(NvmeFormat, Slot) {
   for (size_t i = 32 + 136 + 16; i < sizeof tail; ++i) ASSERT_EQ(tail[i], std::byte{0});
 }
 
+// Keys and nonce of the worked example; the expected bytes were made with another implementation.
+TEST(NvmeFormat, EncryptedSlot) {
+  ExamplePage page;
+  const auto keys = MasterKeys::Parse(
+      "1 202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f", "example");
+  ASSERT_TRUE(keys.ok());
+  EpochSecret secret;
+  for (size_t i = 0; i < secret.size(); ++i) secret[i] = static_cast<uint8_t>(0x60 + i);
+  std::array<uint8_t, 12> nonce;
+  for (size_t i = 0; i < nonce.size(); ++i) nonce[i] = static_cast<uint8_t>(i);
+  const PageCipher cipher(*keys, page.identity.fingerprint, page.identity.epoch, secret);
+  const PagePlace place{.slab = 2, .slot = 9, .generation = ExamplePage::kGeneration};
+  alignas(4096) std::byte sealed[4096];
+  ASSERT_EQ(cipher.Seal(sealed, page.slot, page.identity, place, &nonce), absl::OkStatus());
+  EXPECT_EQ(Hex(sealed, 32 + 136 + 16),
+            "46d0d2b9e822d9ea9f9cf4a2cd495ff33dc88d39771b1a1c025a8ece33a6e12a"
+            "564b6b7441657331010000000100000001000000000700000001020304050607"
+            "08090a0bfc7048320b56d153b7c966fa4a57a704000000000000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000"
+            "0000000000000000000000000000000000000000000000000000000000000000"
+            "0000000000000000b40fdd46463b233be40f9815b9d8f5cd");
+  for (size_t i = 32 + 136 + 16; i < sizeof sealed; ++i) ASSERT_EQ(sealed[i], std::byte{0});
+  ASSERT_EQ(cipher.Open(sealed, page.identity, place), absl::OkStatus());
+  EXPECT_EQ(std::memcmp(sealed, page.slot, sizeof sealed), 0);
+}
+
+TEST(NvmeFormat, EncryptedSuperblockAndValueDifferInVersionAndKey) {
+  Superblock superblock{.version = kNvmeFormatEncrypted,
+                        .directory_index = 0,
+                        .directory_count = 1,
+                        .extent_bytes = 1 << 30,
+                        .opens = 1};
+  const auto bytes = EncodeSuperblock(superblock);
+  EXPECT_EQ(Hex(bytes.data() + 8, 8), "0200000000000000");
+  EXPECT_EQ(*DecodeSuperblock(bytes), superblock);
+  const ExamplePage page;
+  const std::string key = EncodeRecordKey({page.identity.fingerprint, 3, 5, 2, 9});
+  const std::string plain = EncodeRecordValue(page.identity, ExamplePage::kGeneration);
+  const std::string value = EncodeRecordValue(page.identity, ExamplePage::kGeneration, 7);
+  EXPECT_EQ(value, std::string("\x02") + plain.substr(1) + std::string("\7\0\0\0", 4));
+  EXPECT_EQ(DecodeRecord(key, value)->key_id, 7u);
+  EXPECT_EQ(DecodeRecord(key, plain)->key_id, 0u);
+  EXPECT_FALSE(DecodeRecord(key, std::string("\1") + value.substr(1)).has_value());
+  EXPECT_FALSE(DecodeRecord(key, std::string("\2") + plain.substr(1)).has_value());
+  const std::string without_key = value.substr(0, value.size() - 4) + std::string(4, '\0');
+  EXPECT_FALSE(DecodeRecord(key, without_key).has_value());
+}
+
+TEST(NvmeFormat, Secrets) {
+  const auto keys = MasterKeys::Parse(
+      "1 202122232425262728292a2b2c2d2e2f303132333435363738393a3b3c3d3e3f", "example");
+  auto encryption = PageEncryption::Create({"*"}, *keys, "");
+  ASSERT_TRUE(encryption.ok());
+  const ExamplePage page;
+  ASSERT_TRUE((*encryption)->FindOrMake(page.identity.fingerprint, 3).ok());
+  const std::string bytes = (*encryption)->Encode();
+  ASSERT_EQ(bytes.size(), 24u + 20 + 56 + 8);
+  EXPECT_EQ(Hex(bytes.substr(0, 68)),
+            "564b6e765365633101000000010000000100000000000000"
+            "01000000c14bb073e6cee19f836e910948f99e7e"
+            "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff0300000000000000");
+}
+
 TEST(NvmeFormat, KeysSortMetadataFirstAndParentsBeforeChildren) {
   const Fingerprint low{}, high{{1}};
   const std::string order[] = {
@@ -113,7 +178,7 @@ TEST(NvmeFormat, ImpossibleRecordsDoNotDecode) {
   EXPECT_FALSE(DecodeRecord(key, value + "x").has_value());
   EXPECT_FALSE(DecodeRecord(key.substr(1), value).has_value());
   std::string version = value;
-  version[0] = 2;
+  version[0] = 3;
   EXPECT_FALSE(DecodeRecord(key, version).has_value());
   for (const PageShape shape : {PageShape{0, 1}, PageShape{1, 0}, PageShape{1025, 1},
                                 PageShape{1024, 1 << 20}, PageShape{1, UINT32_MAX}}) {

@@ -67,13 +67,13 @@ TEST_F(NvmeOpenTest, ANewerFormatIsRefusedAndLeftUntouched) {
   { ASSERT_TRUE((*RunningTier::Start(TestOptions(dir_)))->Store(TestPage(1, kTestShape)).ok()); }
   const std::string ours = ReadFile(dir_ + "/superblock");
   std::string newer = ours;
-  newer[8] = 2;  // version
+  newer[8] = 3;  // version
   WriteFile(dir_ + "/superblock", newer);
   const auto pages_time = std::filesystem::last_write_time(dir_ + "/pages");
   const auto lock_time = std::filesystem::last_write_time(dir_ + "/lock");
   const absl::Status status = OpenIn(dir_);
   EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
-  EXPECT_THAT(Message(status), HasSubstr("format version 2"));
+  EXPECT_THAT(Message(status), HasSubstr("format version 3"));
   EXPECT_THAT(Message(status), HasSubstr("newer"));
   EXPECT_EQ(ReadFile(dir_ + "/superblock"), newer);
   EXPECT_EQ(std::filesystem::last_write_time(dir_ + "/pages"), pages_time);
@@ -142,6 +142,39 @@ TEST_F(NvmeOpenTest, DirectoriesThatOthersMayWriteAreRefused) {
   }
   chmod(dir_.c_str(), 0750);
   EXPECT_EQ(OpenIn(dir_), absl::OkStatus());
+}
+
+TEST_F(NvmeOpenTest, ParentsThatOthersCanBendAreRefused) {
+  const std::string parent = root_.file("parent");
+  mkdir(parent.c_str(), 0700);
+  for (mode_t mode : {0775, 0757, 0777}) {
+    chmod(parent.c_str(), mode);
+    const absl::Status status = OpenIn(parent + "/nvme");
+    EXPECT_TRUE(absl::IsPermissionDenied(status)) << status;
+    EXPECT_FALSE(std::filesystem::exists(parent + "/nvme"));
+  }
+  chmod(parent.c_str(), 0755);
+  EXPECT_EQ(OpenIn(parent + "/nvme"), absl::OkStatus());
+  ASSERT_EQ(symlink(parent.c_str(), root_.file("link").c_str()), 0);
+  EXPECT_THAT(Message(OpenIn(root_.file("link/nvme"))), HasSubstr("a symbolic link"));
+  EXPECT_THAT(Message(OpenIn(parent + "/../parent/nvme")), HasSubstr(".."));
+}
+
+TEST_F(NvmeOpenTest, HardLinksAndPipesInItAreRefused) {
+  const std::string victim = root_.file("victim");
+  WriteFile(victim, "precious");
+  chmod(victim.c_str(), 0600);
+  for (const char* name : {"/pages", "/lock", "/superblock"}) {
+    std::filesystem::remove_all(dir_);
+    { ASSERT_EQ(OpenIn(dir_), absl::OkStatus()); }
+    std::filesystem::remove(dir_ + name);
+    ASSERT_EQ(link(victim.c_str(), (dir_ + name).c_str()), 0);
+    EXPECT_THAT(Message(OpenIn(dir_)), HasSubstr("with one name")) << name;
+    EXPECT_EQ(ReadFile(victim), "precious") << name;
+    std::filesystem::remove(dir_ + name);
+    ASSERT_EQ(mkfifo((dir_ + name).c_str(), 0600), 0);
+    EXPECT_FALSE(OpenIn(dir_).ok()) << name;
+  }
 }
 
 TEST_F(NvmeOpenTest, AnotherUsersDirectoryIsRefused) {

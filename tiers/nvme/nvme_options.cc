@@ -31,6 +31,10 @@ absl::Status NvmeOptions::Validate() const {
       }
     }
   }
+  if (encrypt.empty() != key_file.empty()) {
+    return absl::InvalidArgumentError(
+        "nvme: namespaces to encrypt and a key file are given together or not at all");
+  }
   if (extent_bytes != 0 && (extent_bytes % 4096 != 0 || extent_bytes < kExtentBytesMin ||
                             extent_bytes > kExtentBytesMax)) {
     return absl::InvalidArgumentError(
@@ -41,7 +45,8 @@ absl::Status NvmeOptions::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("nvme: index size ", index_bytes, "; valid: at least 4 MiB, or 0"));
   }
-  return transfer::FileMover::Options{.queue_depth = queue_depth, .inflight_max = inflight_max}
+  // One more: the probe of a device.
+  return transfer::FileMover::Options{.queue_depth = queue_depth, .inflight_max = inflight_max + 1}
       .Validate();
 }
 

@@ -37,6 +37,9 @@ struct NvmeOptions {
   // Bytes of one extent (a slab), a multiple of 4096; 0: 1/32 of the capacity as a power of two,
   // 16 MiB to 1 GiB. Fixed when a directory is first used.
   uint64_t extent_bytes = 0;
+  // Namespaces whose pages are encrypted: names or fingerprints in hex, "*" for all. With key_file.
+  std::vector<std::string> encrypt;
+  std::string key_file;          // master_keys.h
   uint32_t queue_depth = 64;     // operations in the kernel, each directory
   uint32_t inflight_max = 1024;  // pages being read or written, over all directories
   transfer::FileMover::BackendKind backend = transfer::FileMover::BackendKind::kAuto;

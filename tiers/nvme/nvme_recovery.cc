@@ -40,6 +40,15 @@ absl::Status CheckTogether(const std::vector<std::unique_ptr<DataDirectory>>& di
   return absl::OkStatus();
 }
 
+// Null: nothing is to be encrypted.
+absl::StatusOr<std::unique_ptr<PageEncryption>> OpenEncryption(const NvmeOptions& options,
+                                                               DataDirectory& directory) {
+  if (options.encrypt.empty()) return nullptr;
+  ASSIGN_OR_RETURN(auto master_keys, MasterKeys::Read(options.key_file));
+  ASSIGN_OR_RETURN(const std::string secrets, directory.LoadSecrets());
+  return PageEncryption::Create(options.encrypt, std::move(master_keys), secrets);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Executor& core,
@@ -53,6 +62,7 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
   RETURN_IF_ERROR(CheckTogether(directories));
   Superblock superblock = directories[0]->superblock().value_or(Superblock{});
   ASSIGN_OR_RETURN(const NvmeLayout layout, PlanLayout(options, superblock.extent_bytes));
+  ASSIGN_OR_RETURN(auto encryption, OpenEncryption(options, *directories[0]));
 
   if (superblock.extent_bytes == 0 &&
       getrandom(superblock.store_id.data(), superblock.store_id.size(), 0) !=
@@ -61,11 +71,13 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
   }
   for (const auto& directory : directories) {
     if (directory->superblock()) {
+      superblock.version = std::max(superblock.version, directory->superblock()->version);
       superblock.opens = std::max(superblock.opens, directory->superblock()->opens);
     }
   }
   const bool is_new = superblock.extent_bytes == 0;
   ++superblock.opens;
+  if (encryption != nullptr) superblock.version = kNvmeFormatEncrypted;
   superblock.extent_bytes = layout.extent_bytes;
   superblock.directory_count = static_cast<uint32_t>(directories.size());
   // Before anything is written with its generations.
@@ -81,6 +93,8 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
     return status;
   }
 
+  // Before any page: the checks of its keys are in it.
+  if (encryption != nullptr) RETURN_IF_ERROR(directories[0]->SaveSecrets(encryption->Encode()));
   const uint64_t generation_base = superblock.opens << kGenerationBitsPerStart;
   std::unique_ptr<NvmeTier> tier(
       new NvmeTier(std::move(options), layout, generation_base, core, clock));
@@ -89,6 +103,11 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
                                      ? simulation.make_index()
                                      : RecordIndex::Open({.path = directories[0]->index_path(),
                                                           .bytes_max = layout.index_bytes}));
+  tier->encryption_ = std::move(encryption);
+  if (tier->encryption_ != nullptr) {
+    tier->queued_secrets_ = tier->encryption_->version();
+    tier->saved_secrets_->store(tier->queued_secrets_);
+  }
   if (tier->index_->was_empty()) tier->recovery_state_ = Recovery::kFinished;
   for (auto& directory : directories) {
     if (!directory->is_direct()) {
@@ -97,14 +116,15 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
     }
     ASSIGN_OR_RETURN(auto mover,
                      transfer::FileMover::Create({.queue_depth = tier->options_.queue_depth,
-                                                  .inflight_max = tier->options_.inflight_max,
+                                                  .inflight_max = tier->options_.inflight_max + 1,
                                                   .backend = tier->options_.backend,
                                                   .thread_name = "kv-nvme",
                                                   .make_backend = simulation.make_backend,
                                                   .turns_on = simulation.executor},
                                                  clock));
     const transfer::FileId file = mover->AddFile(directory->pages_fd());
-    tier->devices_.push_back({std::move(directory), std::move(mover), file});
+    tier->devices_.push_back(
+        {.directory = std::move(directory), .mover = std::move(mover), .file = file});
   }
   return tier;
 }
@@ -134,6 +154,10 @@ void NvmeTier::Recover(RecoveryHooks hooks) {
 bool NvmeTier::Claim(const Record& record, RecoveredPage& recovered) {
   const PageIdentity& identity = record.identity;
   const PoolId pool = hooks_.pool_of(identity);
+  if (!MayClaim(record)) {
+    ++recovery_.unreadable;
+    return false;
+  }
   if (record.slab >= allocator_.capacity_bytes() / layout_.extent_bytes) {
     ++recovery_.out_of_range;
     return false;

@@ -1,8 +1,8 @@
 #include "tiers/nvme/nvme_tier.h"
 
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,15 +16,18 @@ namespace {
 
 using transfer::FileDirection;
 using transfer::FileMover;
+using transfer::FileOperation;
 using transfer::FileResult;
 
-constexpr absl::Duration kProbeEvery = absl::Seconds(3);
-constexpr size_t kMetadataKeyBytesMax = 256;
-constexpr size_t kMetadataValueBytesMax = 64 << 10;
+constexpr Breaker::Options kDeviceBreaker{.failures_max = 8, .probe_after = absl::Seconds(1)};
+constexpr Breaker::Options kWriteBreaker{.failures_max = 8, .probe_after = absl::Seconds(3)};
 constexpr uint64_t kDirectAlignment = 4096;
+// Enough to keep a disk of 6 GB/s busy for 10 ms while as much again is being encrypted.
+constexpr uint64_t kSlotBuffersBytesMax = uint64_t{128} << 20;
 
-bool IsFull(int error_number) {
-  return error_number == ENOSPC || error_number == EDQUOT || error_number == EROFS;
+// The device did something: a queue's deadline, or a source that differs, says nothing about it.
+bool IsAnswer(const FileResult& result) {
+  return result.status.ok() || absl::IsDataLoss(result.status) || result.error_number != 0;
 }
 
 }  // namespace
@@ -44,7 +47,10 @@ NvmeTier::NvmeTier(NvmeOptions options, NvmeLayout layout, uint64_t generation_b
                   .assign_cost = {}}),
       notes_(layout.extents_per_dir * static_cast<uint32_t>(options_.dirs.size())),
       tails_(std::make_shared<TailBuffers>()),
-      completions_(std::make_shared<CompletionQueue>(core)) {
+      completions_(std::make_shared<CompletionQueue>(core)),
+      slot_buffers_(std::make_shared<SlotBuffers>(kSlotBuffersBytesMax)),
+      device_breaker_(kDeviceBreaker),
+      write_breaker_(kWriteBreaker) {
   stats_.capacity_bytes = allocator_.capacity_bytes();
 }
 
@@ -67,9 +73,7 @@ absl::Status NvmeTier::OpenPool(PoolId pool, const PoolSpec& spec) {
 
 absl::StatusOr<PageId> NvmeTier::Reserve(PoolId pool) {
   if (is_stopped_) return absl::UnavailableError("nvme: stopped");
-  if (state_ != TierState::kServing) {
-    return absl::UnavailableError(absl::StrCat("nvme: ", read_only_reason_));
-  }
+  if (state() != TierState::kServing) return absl::UnavailableError(WhyNotServing());
   if (recovery_state_ != Recovery::kFinished) {
     return absl::UnavailableError("nvme: recovery is not finished, free slots are not known yet");
   }
@@ -130,42 +134,70 @@ void NvmeTier::Fail(Done done, absl::Status status) {
       [done = std::move(done), status = std::move(status)]() mutable { done(std::move(status)); });
 }
 
+// A write only reads `src`.
+FileOperation NvmeTier::PlainWrite(MutableRegion src, const PageIdentity& identity,
+                                   uint64_t generation) {
+  auto tail = std::make_shared<TailBuffers::Lease>(tails_->Take());
+  const uint64_t tail_offset = TailOffset(identity.shape);
+  const MutableRegion tail_region{tail->data(), TailBytes(identity.shape)};
+  FileOperation operation{.buffer = {src.data, tail_offset}, .tail = tail_region};
+  if (tail_offset == 0) {  // a page below 4 KiB is all tail
+    operation.buffer = tail_region;
+    operation.tail = {};
+  }
+  // Holds the tail until the operation has ended.
+  operation.prepare = [tail, memory = src.data, identity, generation](FileOperation&) {
+    return MakeTail(tail->data(), memory, identity, generation);
+  };
+  return operation;
+}
+
+void NvmeTier::Submit(Device& device, FileOperation operation) {
+  device.watch->Began(clock_.Now());
+  ArmWatch();
+  // Cannot be refused: each mover takes inflight_max operations, counted above over all of them.
+  const absl::Status status = device.mover->Submit(std::move(operation));
+  if (!status.ok()) {
+    std::fprintf(stderr, "nvme: %s\n", std::string(status.message()).c_str());
+    std::abort();
+  }
+}
+
 void NvmeTier::Write(PageId page, const PageIdentity& identity, ConstRegion src,
                      absl::Time deadline, Done done) {
   absl::Status status = CheckTransfer(page, identity, src.data, src.bytes);
-  if (status.ok() && state_ != TierState::kServing) {
-    status = absl::UnavailableError(absl::StrCat("nvme: ", read_only_reason_));
+  if (status.ok() && state() != TierState::kServing) {
+    status = absl::UnavailableError(WhyNotServing());
   }
   if (!status.ok()) return Fail(std::move(done), std::move(status));
+  const auto cipher = CipherToWrite(identity);
+  if (!cipher.ok()) return Fail(std::move(done), cipher.status());
 
   const Place place = PlaceOf(page);
   const uint64_t generation = page.generation;
   // From here on, not from success on: whatever reaches the index goes at Release().
   notes_.Set(page, identity, generation);
   ++stats_.in_flight;
-  auto tail = std::make_shared<TailBuffers::Lease>(tails_->Take());
-  auto* memory = const_cast<std::byte*>(src.data);  // a write only reads it
-  const uint64_t tail_offset = TailOffset(identity.shape);
-  const MutableRegion tail_region{tail->data(), TailBytes(identity.shape)};
-  transfer::FileOperation operation{.direction = FileDirection::kWrite,
-                                    .file = place.device->file,
-                                    .offset = place.offset,
-                                    .buffer = {memory, tail_offset},
-                                    .tail = tail_region,
-                                    .deadline = deadline};
-  if (tail_offset == 0) {  // a page below 4 KiB is all tail
-    operation.buffer = tail_region;
-    operation.tail = {};
-  }
-  operation.prepare = [tail_memory = tail->data(), memory, identity, generation] {
-    return MakeTail(tail_memory, memory, identity, generation);
-  };
+  auto* memory = const_cast<std::byte*>(src.data);
+  FileOperation operation = *cipher == nullptr
+                                ? PlainWrite({memory, src.bytes}, identity, generation)
+                                : EncryptedWrite(*cipher, {memory, src.bytes}, identity,
+                                                 {page.slab, page.slot, generation});
+  operation.direction = FileDirection::kWrite;
+  operation.file = place.device->file;
+  operation.offset = place.offset;
+  operation.deadline = deadline;
   std::string key = EncodeRecordKey(
       {identity.fingerprint, identity.epoch, identity.block_index, page.slab, page.slot});
-  operation.done = [this, tail, key = std::move(key),
-                    value = EncodeRecordValue(identity, generation), bytes = src.bytes, memory,
-                    identity, done = std::move(done)](FileResult result) mutable {
-    tail.reset();
+  const uint32_t key_id = *cipher == nullptr ? 0 : (*cipher)->newest_key_id();
+  // An encrypted page gets no record before the secret of its epoch is on disk.
+  const uint64_t secrets = *cipher == nullptr ? 0 : encryption_->version();
+  operation.done = [this, key = std::move(key),
+                    value = EncodeRecordValue(identity, generation, key_id), secrets,
+                    saved_secrets = saved_secrets_, bytes = src.bytes, memory, identity,
+                    watch = place.device->watch.get(),
+                    done = std::move(done)](FileResult result) mutable {
+    watch->Ended(clock_.Now(), IsAnswer(result));
     auto finish = [this, bytes, done = std::move(done)](FileResult outcome) mutable {
       completions_->Post(
           [this, bytes, outcome = std::move(outcome), done = std::move(done)]() mutable {
@@ -175,21 +207,23 @@ void NvmeTier::Write(PageId page, const PageIdentity& identity, ConstRegion src,
     if (!result.status.ok()) return finish(std::move(result));
     // The slices are hashed on the index thread, so that the progress thread keeps the device busy.
     // A page that fails gets no record.
-    auto check = [memory, identity] { return transfer::VerifySlot(memory, identity); };
+    auto check = [memory, identity, secrets, saved_secrets]() -> absl::Status {
+      if (saved_secrets->load() < secrets) {
+        return absl::UnavailableError("the secret of its namespace could not be saved");
+      }
+      return transfer::VerifySlot(memory, identity);
+    };
+    index_watch_.Began(clock_.Now());
     index_->Put(std::move(key), std::move(value), std::move(check),
                 [this, finish = std::move(finish)](absl::Status put) mutable {
+                  index_watch_.Ended(clock_.Now(), true);
                   if (!put.ok() && !absl::IsDataLoss(put)) {
                     completions_->Post([this, put] { EnterReadOnly(std::string(put.message())); });
                   }
                   finish({std::move(put), 0});
                 });
   };
-  // Cannot be refused: each mover takes inflight_max operations, counted above over all of them.
-  status = place.device->mover->Submit(std::move(operation));
-  if (!status.ok()) {
-    std::fprintf(stderr, "nvme: %s\n", std::string(status.message()).c_str());
-    std::abort();
-  }
+  Submit(*place.device, std::move(operation));
 }
 
 void NvmeTier::FinishWrite(uint64_t bytes, FileResult result, Done done) {
@@ -201,7 +235,7 @@ void NvmeTier::FinishWrite(uint64_t bytes, FileResult result, Done done) {
   } else {
     ++stats_.write_errors;
   }
-  if (IsFull(result.error_number)) EnterReadOnly(std::string(result.status.message()));
+  JudgeWrite(result);
   done(std::move(result.status));
 }
 
@@ -211,28 +245,34 @@ void NvmeTier::Read(PageId page, const PageIdentity& expect, MutableRegion dst, 
   if (status.ok() && !notes_.Has(page)) {
     status = absl::FailedPreconditionError("nvme: the page was not written");
   }
+  if (status.ok() && !device_breaker_.is_closed()) {
+    status = absl::UnavailableError(WhyNotServing());
+  }
   if (!status.ok()) return Fail(std::move(done), std::move(status));
+
+  auto cipher = CipherToRead(expect);
+  if (!cipher.ok()) return Fail(std::move(done), cipher.status());
 
   const Place place = PlaceOf(page);
   ++stats_.in_flight;
-  transfer::FileOperation operation{.direction = FileDirection::kRead,
-                                    .file = place.device->file,
-                                    .offset = place.offset,
-                                    .buffer = dst,
-                                    .deadline = deadline};
-  operation.check = [data = dst.data, expect, generation = notes_.disk_generation(page)] {
-    return AcceptSlot(data, expect, generation);
+  FileOperation operation{.direction = FileDirection::kRead,
+                          .file = place.device->file,
+                          .offset = place.offset,
+                          .buffer = dst,
+                          .deadline = deadline};
+  operation.check = [data = dst.data, expect, cipher = *std::move(cipher),
+                     at = PagePlace{page.slab, page.slot, notes_.disk_generation(page)}] {
+    return cipher == nullptr ? AcceptSlot(data, expect, at.generation)
+                             : cipher->Open(data, expect, at);
   };
-  operation.done = [this, bytes = dst.bytes, done = std::move(done)](FileResult result) mutable {
+  operation.done = [this, bytes = dst.bytes, watch = place.device->watch.get(),
+                    done = std::move(done)](FileResult result) mutable {
+    watch->Ended(clock_.Now(), IsAnswer(result));
     completions_->Post([this, bytes, result = std::move(result), done = std::move(done)]() mutable {
       FinishRead(bytes, std::move(result), std::move(done));
     });
   };
-  status = place.device->mover->Submit(std::move(operation));
-  if (!status.ok()) {
-    std::fprintf(stderr, "nvme: %s\n", std::string(status.message()).c_str());
-    std::abort();
-  }
+  Submit(*place.device, std::move(operation));
 }
 
 void NvmeTier::FinishRead(uint64_t bytes, FileResult result, Done done) {
@@ -244,35 +284,13 @@ void NvmeTier::FinishRead(uint64_t bytes, FileResult result, Done done) {
   } else {
     ++stats_.read_errors;
   }
+  JudgeRead(result);
   done(std::move(result.status));
-}
-
-TierStats NvmeTier::stats() const {
-  TierStats stats = stats_;
-  stats.used_bytes = allocator_.used_bytes();
-  stats.used_pages = allocator_.used_pages();
-  stats.quarantined_pages = allocator_.quarantined_pages();
-  return stats;
 }
 
 std::string NvmeTier::backend_name() const {
   return devices_.front().mover->backend() == FileMover::BackendKind::kIoUring ? "io_uring"
                                                                                : "pread/pwrite";
-}
-
-std::string NvmeTier::degraded() const {
-  std::string text;
-  const auto add = [&text](const std::string& part) {
-    if (!part.empty()) absl::StrAppend(&text, text.empty() ? "" : "; ", part);
-  };
-  if (state_ != TierState::kServing) {
-    add(absl::StrCat("read-only: ", read_only_reason_, "; trying again every ",
-                     absl::ToInt64Seconds(kProbeEvery), " s"));
-  }
-  add(start_note_);
-  add(index_->note());
-  add(devices_.front().mover->degraded());
-  return text;
 }
 
 absl::Status NvmeTier::CheckInvariants() const {
@@ -282,53 +300,6 @@ absl::Status NvmeTier::CheckInvariants() const {
                                             allocator_.used_pages(), " used slots"));
   }
   return absl::OkStatus();
-}
-
-void NvmeTier::SaveMetadata(std::string key, std::string value, Done done) {
-  if (is_stopped_) return Fail(std::move(done), absl::UnavailableError("nvme: stopped"));
-  if (key.empty() || key.size() > kMetadataKeyBytesMax || value.size() > kMetadataValueBytesMax) {
-    return Fail(std::move(done),
-                absl::InvalidArgumentError(absl::StrCat(
-                    "nvme: metadata of ", key.size(), " and ", value.size(), " bytes; at most ",
-                    kMetadataKeyBytesMax, " and ", kMetadataValueBytesMax)));
-  }
-  index_->PutMetadata(std::move(key), std::move(value),
-                      [this, done = std::move(done)](absl::Status status) mutable {
-                        completions_->Post([this, status, done = std::move(done)]() mutable {
-                          if (!status.ok()) EnterReadOnly(std::string(status.message()));
-                          done(status);
-                        });
-                      });
-}
-
-void NvmeTier::EnterReadOnly(std::string reason) {
-  if (state_ != TierState::kServing || is_stopped_) return;
-  state_ = TierState::kReadOnly;
-  read_only_reason_ = std::move(reason);
-  ScheduleProbe();
-}
-
-void NvmeTier::ScheduleProbe() {
-  core_.PostAt(clock_.Now() + kProbeEvery, [this, alive = is_alive_] {
-    if (!*alive || is_stopped_) return;
-    index_->Probe([this](absl::Status status) {
-      // Also on the index thread: it may block, and nothing else has to happen meanwhile.
-      for (Device& device : devices_) {
-        if (status.ok()) status = device.directory->ProbeWrite();
-      }
-      completions_->Post([this, status] { FinishProbe(status); });
-    });
-  });
-}
-
-void NvmeTier::FinishProbe(absl::Status status) {
-  if (is_stopped_) return;
-  if (!status.ok()) {
-    read_only_reason_ = std::string(status.message());
-    return ScheduleProbe();
-  }
-  state_ = TierState::kServing;
-  read_only_reason_.clear();
 }
 
 void NvmeTier::Stop() {

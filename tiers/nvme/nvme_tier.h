@@ -14,13 +14,16 @@
 // cheaper. Recovery: while Recover() runs, reads are served, and Reserve() is Unavailable: slots
 // that no record
 //          has claimed yet are not known to be free. A directory without pages serves at once.
-// Failure: a full or failing index or file system makes the tier kReadOnly; it tries every few
-// seconds
-//          whether writing works again. A stalled device delays `done` beyond its deadline until
-//          the kernel gives the memory back; the core thread never waits.
+// Failure: two breakers (breaker.h), both of which the tier probes by itself until they close. The
+//          device's: it answers nothing, or with errors only: kFailed, reads and writes are refused
+//          at once. The one for writing: a full or failing file system, a failing or hanging index:
+//          kReadOnly. A stalled device delays `done` beyond its deadline until the kernel gives the
+//          memory back; the core thread never waits.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -29,11 +32,15 @@
 #include "absl/status/statusor.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
+#include "tiers/breaker.h"
+#include "tiers/nvme/answer_watch.h"
 #include "tiers/nvme/completion_queue.h"
 #include "tiers/nvme/data_directory.h"
 #include "tiers/nvme/nvme_options.h"
+#include "tiers/nvme/page_encryption.h"
 #include "tiers/nvme/page_notes.h"
 #include "tiers/nvme/record_index.h"
+#include "tiers/nvme/slot_buffers.h"
 #include "tiers/slot_allocator.h"
 #include "tiers/tier.h"
 
@@ -47,6 +54,7 @@ struct RecoveryCounts {
   uint64_t out_of_range = 0;   // place outside the extents, or of another slot size
   uint64_t duplicates = 0;     // slot already claimed
   uint64_t unknown_pools = 0;  // nobody opened a pool for them
+  uint64_t unreadable = 0;     // encrypted and should not be, the reverse, or the key is gone
 };
 
 class NvmeTier final : public DurableTier {
@@ -76,12 +84,15 @@ class NvmeTier final : public DurableTier {
   uint64_t FreeSlots(PoolId pool) const override { return allocator_.FreeSlots(pool); }
   size_t inflight_max() const override { return options_.inflight_max; }
   TierStats stats() const override;
-  TierState state() const override { return state_; }
+  TierState state() const override;
+  BreakerState breaker() const override { return device_breaker_.state(); }
   std::string degraded() const override;
   absl::Status CheckInvariants() const override;
   void Stop() override;
   void Recover(RecoveryHooks hooks) override;
   void SaveMetadata(std::string key, std::string value, Done done) override;
+  void NameNamespace(const Fingerprint& fingerprint, std::string_view name) override;
+  void EraseEpochs(const Fingerprint& fingerprint, uint64_t epoch, Done done) override;
 
   const RecoveryCounts& recovery() const { return recovery_; }
   const NvmeLayout& layout() const { return layout_; }
@@ -94,6 +105,7 @@ class NvmeTier final : public DurableTier {
     std::unique_ptr<DataDirectory> directory;
     std::unique_ptr<transfer::FileMover> mover;
     transfer::FileId file;
+    std::unique_ptr<AnswerWatch> watch = std::make_unique<AnswerWatch>();
   };
   struct Place {
     Device* device;
@@ -108,12 +120,42 @@ class NvmeTier final : public DurableTier {
   absl::Status CheckTransfer(PageId page, const PageIdentity& identity, const std::byte* memory,
                              size_t bytes) const;
   void Fail(Done done, absl::Status status);
+  transfer::FileOperation PlainWrite(MutableRegion src, const PageIdentity& identity,
+                                     uint64_t generation);
+  // Of a read or write operation: hands it to the device. Cannot be refused.
+  void Submit(Device& device, transfer::FileOperation operation);
   void FinishWrite(uint64_t bytes, transfer::FileResult result, Done done);
   void FinishRead(uint64_t bytes, transfer::FileResult result, Done done);
   void ForgetRecord(PageId page);
+  // nvme_encryption.cc
+  // Null: pages of the namespace are not encrypted. Errors: those of PageEncryption::FindOrMake.
+  absl::StatusOr<std::shared_ptr<const PageCipher>> CipherToWrite(const PageIdentity& identity);
+  // As above. Errors: DataLoss, the secret of its epoch is gone.
+  absl::StatusOr<std::shared_ptr<const PageCipher>> CipherToRead(const PageIdentity& expect) const;
+  transfer::FileOperation EncryptedWrite(std::shared_ptr<const PageCipher> cipher,
+                                         MutableRegion src, const PageIdentity& identity,
+                                         const PagePlace& place);
+  void SaveSecrets(Done done);
+  bool MayClaim(const Record& record) const;
+
+  // nvme_health.cc
+  // What the outcome of an operation says about the device. May change the status of a failed read.
+  void JudgeRead(transfer::FileResult& result);
+  void JudgeWrite(const transfer::FileResult& result);
+  void RecordAnswer();
+  void RecordFault(const absl::Status& status);
+  void ArmWatch();
+  void LookAtWatches();
+  void GiveUpDevice(std::string reason);
+  void ScheduleDeviceProbe();
+  void StartDeviceProbe();
+  void FinishDeviceProbe(absl::Status status);
   void EnterReadOnly(std::string reason);
-  void ScheduleProbe();
-  void FinishProbe(absl::Status status);
+  void ScheduleWriteProbe();
+  void FinishWriteProbe(absl::Status status);
+  void KeepForLater(std::string key, std::string value);
+  void SaveWhatWasKept();
+  std::string WhyNotServing() const;
   void RecoverBatch(std::vector<Record> records);
   // The page, if the record may be used; counts and drops it otherwise.
   bool Claim(const Record& record, RecoveredPage& recovered);
@@ -130,11 +172,21 @@ class NvmeTier final : public DurableTier {
   std::shared_ptr<CompletionQueue> completions_;
   std::vector<Device> devices_;
   std::unique_ptr<RecordIndex> index_;
+  std::unique_ptr<PageEncryption> encryption_;  // null: nothing is encrypted
+  std::shared_ptr<SlotBuffers> slot_buffers_;   // shared with operations in flight
+  // Which version of the secrets is on its way to disk, and which has arrived there.
+  uint64_t queued_secrets_ = 0;
+  std::shared_ptr<std::atomic<uint64_t>> saved_secrets_ =
+      std::make_shared<std::atomic<uint64_t>>(0);
   RecoveryHooks hooks_;
   Recovery recovery_state_ = Recovery::kPending;
   RecoveryCounts recovery_;
-  TierState state_ = TierState::kServing;
-  std::string read_only_reason_;
+  Breaker device_breaker_;
+  Breaker write_breaker_;
+  AnswerWatch index_watch_;
+  bool is_watch_armed_ = false;
+  uint64_t device_probes_ = 0;
+  std::map<std::string, std::string> unsaved_metadata_;  // bounded: the store's namespaces
   std::string start_note_;
   TierStats stats_;
   bool is_stopped_ = false;

@@ -8,9 +8,11 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "on disk: little-endian");
 
-constexpr uint8_t kValueVersion = 1;
+constexpr uint8_t kPlainVersion = 1;
+constexpr uint8_t kEncryptedVersion = 2;  // and the key's ID at the end
 constexpr size_t kKeyBytes = 1 + 16 + 8 + 4 + 4 + 4;
 constexpr size_t kValueBytes = 1 + 8 + 4 + 4 + 32 + 32 + 8;
+constexpr size_t kEncryptedValueBytes = kValueBytes + 4;
 
 // Big-endian, so that byte order is numeric order.
 template <typename T>
@@ -63,23 +65,27 @@ std::string EncodeRecordKey(const RecordKey& key) {
   return out;
 }
 
-std::string EncodeRecordValue(const PageIdentity& identity, uint64_t generation) {
+std::string EncodeRecordValue(const PageIdentity& identity, uint64_t generation, uint32_t key_id) {
   std::string out;
-  out.reserve(kValueBytes);
-  Append(out, kValueVersion);
+  out.reserve(kEncryptedValueBytes);
+  Append(out, key_id == 0 ? kPlainVersion : kEncryptedVersion);
   Append(out, generation);
   Append(out, identity.shape.num_slices);
   Append(out, identity.shape.slice_bytes);
   Append(out, identity.hash.bytes);
   Append(out, identity.parent.bytes);
   Append(out, identity.page_checksum);
+  if (key_id != 0) Append(out, key_id);
   return out;
 }
 
 std::optional<Record> DecodeRecord(std::string_view key, std::string_view value) {
-  if (key.size() != kKeyBytes || value.size() != kValueBytes) return std::nullopt;
+  if (key.size() != kKeyBytes || value.size() < kValueBytes) return std::nullopt;
   if (Take<char>(key) != kRecordKeyPrefix) return std::nullopt;
-  if (Take<uint8_t>(value) != kValueVersion) return std::nullopt;
+  const bool is_encrypted = value[0] == kEncryptedVersion;
+  if (!is_encrypted && value[0] != kPlainVersion) return std::nullopt;
+  if (value.size() != (is_encrypted ? kEncryptedValueBytes : kValueBytes)) return std::nullopt;
+  value.remove_prefix(1);
   Record record;
   PageIdentity& identity = record.identity;
   identity.fingerprint.bytes = Take<std::array<uint8_t, Fingerprint::kBytes>>(key);
@@ -93,7 +99,8 @@ std::optional<Record> DecodeRecord(std::string_view key, std::string_view value)
   identity.hash.bytes = Take<std::array<uint8_t, BlockHash::kBytes>>(value);
   identity.parent.bytes = Take<std::array<uint8_t, BlockHash::kBytes>>(value);
   identity.page_checksum = Take<uint64_t>(value);
-  if (!IsPossible(identity.shape)) return std::nullopt;
+  if (is_encrypted) record.key_id = Take<uint32_t>(value);
+  if (!IsPossible(identity.shape) || is_encrypted != (record.key_id != 0)) return std::nullopt;
   return record;
 }
 

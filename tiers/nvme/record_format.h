@@ -34,8 +34,10 @@ struct Record {
   uint32_t slab = 0;
   uint32_t slot = 0;
   uint64_t generation = 0;  // in the trailer on disk
+  uint32_t key_id = 0;      // of the master key that the page is encrypted under; 0: it is not
 };
-std::string EncodeRecordValue(const PageIdentity& identity, uint64_t generation);
+std::string EncodeRecordValue(const PageIdentity& identity, uint64_t generation,
+                              uint32_t key_id = 0);
 // nullopt: not a record of this version, or of a shape that no namespace can have.
 std::optional<Record> DecodeRecord(std::string_view key, std::string_view value);
 

@@ -31,7 +31,7 @@ RecordIndex::~RecordIndex() { (void)Stop(); }
 absl::StatusOr<std::unique_ptr<RecordIndex>> RecordIndex::Open(Options options) {
   std::unique_ptr<RecordIndex> index(new RecordIndex(std::move(options)));
   RETURN_IF_ERROR(index->OpenDatabase());
-  index->thread_ = std::thread([raw = index.get()] { raw->Run(); });
+  index->thread_ = std::thread([raw = index.get()] { raw->RunThread(); });
   pthread_setname_np(index->thread_.native_handle(), "kv-index");
   return index;
 }
@@ -91,6 +91,11 @@ void RecordIndex::Probe(Done done) {
   queue_.push_back({Kind::kProbe, {}, {}, std::move(done)});
 }
 
+void RecordIndex::Run(Done done) {
+  absl::MutexLock lock(&mutex_);
+  queue_.push_back({Kind::kRun, {}, {}, std::move(done)});
+}
+
 void RecordIndex::Scan(ScanHooks hooks) {
   absl::MutexLock lock(&mutex_);
   scan_hooks_ = std::move(hooks);
@@ -148,7 +153,7 @@ bool RecordIndex::MayScan() const {
 
 bool RecordIndex::HasWork() const { return is_stopping_ || !queue_.empty() || MayScan(); }
 
-void RecordIndex::Run() {
+void RecordIndex::RunThread() {
   for (;;) {
     std::vector<Change> changes;
     bool may_scan = false;
@@ -174,13 +179,16 @@ void RecordIndex::Run() {
   close_status_ = Close();
 }
 
-// Cuts at probes, which are not part of a batch.
+// Cuts at what is not part of a batch.
 void RecordIndex::Apply(std::vector<Change> changes) {
   std::vector<Change> batch;
   for (Change& change : changes) {
     if (change.kind == Kind::kProbe) {
       ApplyBatch(std::exchange(batch, {}));
       RunProbe(std::move(change.done));
+    } else if (change.kind == Kind::kRun) {
+      ApplyBatch(std::exchange(batch, {}));
+      change.done(absl::OkStatus());
     } else {
       batch.push_back(std::move(change));
     }

@@ -76,6 +76,9 @@ class RecordIndex {
   virtual void Scan(ScanHooks hooks) ABSL_LOCKS_EXCLUDED(mutex_);
   virtual void AcknowledgeScan() ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // Runs `done(OK)` on the index thread, behind what is queued and before what comes after.
+  void Run(Done done) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // Tries whether writing works (again): reopens the database and writes what was kept.
   virtual void Probe(Done done) ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -95,7 +98,7 @@ class RecordIndex {
   explicit RecordIndex(Options options);
 
  private:
-  enum class Kind : uint8_t { kPut, kDelete, kMetadata, kProbe };
+  enum class Kind : uint8_t { kPut, kDelete, kMetadata, kProbe, kRun };
   struct Change {
     Kind kind;
     std::string key;
@@ -105,7 +108,7 @@ class RecordIndex {
   };
 
   absl::Status OpenDatabase();
-  void Run() ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunThread() ABSL_LOCKS_EXCLUDED(mutex_);
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool MayScan() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Apply(std::vector<Change> changes) ABSL_LOCKS_EXCLUDED(mutex_);

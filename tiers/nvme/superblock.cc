@@ -31,7 +31,7 @@ static_assert(sizeof(RawSuperblock) == 64 && offsetof(RawSuperblock, checksum) =
 std::array<std::byte, kSuperblockBytes> EncodeSuperblock(const Superblock& superblock) {
   RawSuperblock raw{};
   raw.magic = kSuperblockMagic;
-  raw.version = kNvmeFormatVersion;
+  raw.version = superblock.version;
   raw.store_id = superblock.store_id;
   raw.directory_index = superblock.directory_index;
   raw.directory_count = superblock.directory_count;
@@ -49,15 +49,17 @@ absl::StatusOr<Superblock> DecodeSuperblock(std::span<const std::byte> bytes) {
   std::memcpy(&raw, bytes.data(), sizeof raw);
   if (raw.magic != kSuperblockMagic) return absl::DataLossError("superblock: not one of ours");
   // Before the checksum: another version may place it elsewhere.
-  if (raw.version != kNvmeFormatVersion) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "format version ", raw.version, ", this program knows version ", kNvmeFormatVersion,
-        raw.version > kNvmeFormatVersion ? ": written by a newer program" : ""));
+  if (raw.version < kNvmeFormatPlain || raw.version > kNvmeFormatEncrypted) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("format version ", raw.version, ", this program knows versions ",
+                     kNvmeFormatPlain, " to ", kNvmeFormatEncrypted,
+                     raw.version > kNvmeFormatEncrypted ? ": written by a newer program" : ""));
   }
   if (raw.checksum != XXH3_64bits(&raw, offsetof(RawSuperblock, checksum))) {
     return absl::DataLossError("superblock: checksum differs");
   }
-  return Superblock{.store_id = raw.store_id,
+  return Superblock{.version = raw.version,
+                    .store_id = raw.store_id,
                     .directory_index = raw.directory_index,
                     .directory_count = raw.directory_count,
                     .extent_bytes = raw.extent_bytes,

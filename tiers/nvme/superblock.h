@@ -16,9 +16,13 @@ inline constexpr uint64_t kLockBytesMax = 32;  // the lock file holds its owner'
 // What a directory needs besides extents and index: superblock, its replacement, probe file, lock.
 inline constexpr uint64_t kDirectoryBytesMax = 4 * kSuperblockBytes;
 inline constexpr uint64_t kSuperblockMagic = 0x3142536d764e4b56;  // "VKNvmSB1" little-endian
-inline constexpr uint32_t kNvmeFormatVersion = 1;
+// A directory is of version 1 until encryption is first asked for: what version 1 can say, older
+// programs go on reading.
+inline constexpr uint32_t kNvmeFormatPlain = 1;
+inline constexpr uint32_t kNvmeFormatEncrypted = 2;  // has `secrets`; records of value version 2
 
 struct Superblock {
+  uint32_t version = kNvmeFormatPlain;
   std::array<uint8_t, 16> store_id{};  // random; the same in all directories of one store
   uint32_t directory_index = 0;
   uint32_t directory_count = 0;

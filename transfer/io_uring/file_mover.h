@@ -40,11 +40,14 @@ using FileId = StrongId<struct FileIdTag, uint32_t>;
 
 struct FileResult {
   absl::Status status;
-  int error_number = 0;  // errno of the failing system call, 0 if there was none
+  // errno of the failing system call; ETIME: the device had it at its deadline; 0: the device was
+  // not asked (a deadline that passed in our own queue), or did what it was asked.
+  int error_number = 0;
 };
 
 struct FileOperation {
-  using Step = absl::AnyInvocable<absl::Status()>;
+  using Prepare = absl::AnyInvocable<absl::Status(FileOperation&)>;
+  using Check = absl::AnyInvocable<absl::Status()>;
   using Done = absl::AnyInvocable<void(FileResult)>;
 
   FileDirection direction = FileDirection::kRead;
@@ -55,8 +58,10 @@ struct FileOperation {
   MutableRegion tail{};  // optional second buffer, moved from or to the bytes that follow `buffer`
                          // in the file
   absl::Time deadline = absl::InfiniteFuture();
-  Step prepare{};  // optional; before the first start: an error ends the operation
-  Step check{};    // optional; after all bytes moved: an error is the operation's result
+  // Optional; before the first start. May put other memory into `buffer` and `tail`, of the same
+  // sizes. ResourceExhausted: not now, it is asked again; other errors end the operation.
+  Prepare prepare{};
+  Check check{};  // optional; after all bytes moved: an error is the operation's result
   Done done{};
 
   uint64_t bytes() const { return buffer.bytes + tail.bytes; }

@@ -58,6 +58,7 @@ class FileMover::Impl {
   bool TakeIncoming() ABSL_LOCKS_EXCLUDED(mutex_);  // false: stopped and nothing is left
   void RegisterPieces(MutableRegion region) ABSL_LOCKS_EXCLUDED(mutex_);
   void StartWaiting();
+  absl::Status Prepare(ActiveOperation& active);
   bool StartOne(uint32_t index);  // false: the backend has no room
   void ExpireDeadlines();
   absl::Duration SleepTime();

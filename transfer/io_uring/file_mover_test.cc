@@ -200,7 +200,7 @@ TEST_P(FileMoverTest, PrepareMayChangeTheTailAndFailTheWrite) {
   Buffer source(kSlotBytes, 1), tail(4096, 2), target(4096, 3);
   FileOperation write = Write(0, source.region());
   write.tail = tail.region();
-  write.prepare = [&] {
+  write.prepare = [&](FileOperation&) {
     std::memset(tail.region().data, 0x5a, 4096);
     return absl::OkStatus();
   };
@@ -210,7 +210,7 @@ TEST_P(FileMoverTest, PrepareMayChangeTheTailAndFailTheWrite) {
 
   Buffer other(4096, 9);
   FileOperation refused = Write(kSlotBytes, other.region());
-  refused.prepare = [] { return absl::DataLossError("not what it should be"); };
+  refused.prepare = [](FileOperation&) { return absl::DataLossError("not what it should be"); };
   EXPECT_TRUE(absl::IsDataLoss(Run(std::move(refused)).status));
   Buffer again(4096, 4);
   ASSERT_TRUE(Run(Read(kSlotBytes, again.region())).status.ok());
@@ -245,7 +245,7 @@ TEST_P(FileMoverTest, AFullQueueRefusesAtOnce) {
   absl::Notification release, finished;
   Buffer buffer(kSlotBytes, 1);
   FileOperation blocking = Write(0, buffer.region());
-  blocking.prepare = [&] {
+  blocking.prepare = [&](FileOperation&) {
     release.WaitForNotification();
     return absl::OkStatus();
   };
@@ -265,7 +265,7 @@ TEST_P(FileMoverTest, AnOperationThatWaitsTooLongIsNotStarted) {
   Buffer slow(kSlotBytes, 1), late(kSlotBytes, 2), target(kSlotBytes, 3);
   ASSERT_TRUE(Run(Write(0, slow.region())).status.ok());
   FileOperation blocking = Write(kSlotBytes, slow.region());
-  blocking.prepare = [&] {
+  blocking.prepare = [&](FileOperation&) {
     release.WaitForNotification();
     return absl::OkStatus();
   };

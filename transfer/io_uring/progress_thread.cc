@@ -40,6 +40,13 @@ void Advance(ActiveOperation& active, uint64_t bytes) {
   }
 }
 
+void SetParts(ActiveOperation& active) {
+  const FileOperation& operation = active.operation;
+  active.parts[0] = {operation.buffer.data, operation.buffer.bytes};
+  active.parts[1] = {operation.tail.data, operation.tail.bytes};
+  active.num_parts = operation.tail.bytes > 0 ? 2 : 1;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<IoBackend>> FileMover::Impl::MakeBackend() {
@@ -137,10 +144,7 @@ bool FileMover::Impl::TakeIncoming() {
     const uint32_t index = table_.Add(std::move(item.operation));
     ActiveOperation& active = table_.at(index);
     active.buffer_index = item.buffer_index;
-    const FileOperation& operation = active.operation;
-    active.parts[0] = {operation.buffer.data, operation.buffer.bytes};
-    active.parts[1] = {operation.tail.data, operation.tail.bytes};
-    active.num_parts = operation.tail.bytes > 0 ? 2 : 1;
+    SetParts(active);
     waiting_.push_back(table_.Tag(index));
     if (deadline != absl::InfiniteFuture()) deadlines_.emplace(deadline, index);
   }
@@ -185,9 +189,10 @@ void FileMover::Impl::StartWaiting() {
       continue;
     }
     if (active.operation.prepare && !active.is_prepared) {
-      active.is_prepared = true;
-      backend_->Flush();  // what is queued moves while we hash
-      if (absl::Status status = active.operation.prepare(); !status.ok()) {
+      absl::Status status = Prepare(active);
+      // What it lacks is held by operations that were started before.
+      if (absl::IsResourceExhausted(status)) return;
+      if (!status.ok()) {
         waiting_.pop_front();
         Finish(index, {std::move(status), 0});
         continue;
@@ -199,6 +204,17 @@ void FileMover::Impl::StartWaiting() {
       return;
     }
   }
+}
+
+absl::Status FileMover::Impl::Prepare(ActiveOperation& active) {
+  backend_->Flush();  // what is queued moves while we hash or encrypt
+  const std::byte* before = active.operation.buffer.data;
+  absl::Status status = active.operation.prepare(active.operation);
+  if (!status.ok()) return status;
+  active.is_prepared = true;
+  if (active.operation.buffer.data != before) active.buffer_index = -1;  // not what was registered
+  SetParts(active);
+  return status;
 }
 
 bool FileMover::Impl::StartOne(uint32_t index) {
@@ -261,7 +277,8 @@ void FileMover::Impl::HandleResult(const IoResult& result) {
   --in_kernel_;
   if (active->cancel_asked) {
     // Also when it succeeded at last: its reader has been told that time is up.
-    Finish(index, {absl::DeadlineExceededError(absl::StrCat(Describe(*active), ": too slow")), 0});
+    Finish(index,
+           {absl::DeadlineExceededError(absl::StrCat(Describe(*active), ": too slow")), ETIME});
     return;
   }
   if (result.result == -EAGAIN || result.result == -EINTR) {

@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 namespace kvstore::testing {
 
@@ -75,6 +76,14 @@ bool FaultFsMount::Set(const std::string& command) {
   if (fd < 0) return false;
   const bool is_ok = write(fd, line.data(), line.size()) == static_cast<ssize_t>(line.size());
   return close(fd) == 0 && is_ok;
+}
+
+FaultFsMount::Counts FaultFsMount::counts() const {
+  Counts counts;
+  std::ifstream in(mount_ + "/.fault");
+  std::string word;
+  in >> word >> counts.operations >> word >> counts.faults;
+  return counts;
 }
 
 }  // namespace kvstore::testing

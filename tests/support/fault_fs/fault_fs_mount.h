@@ -25,6 +25,12 @@ class FaultFsMount {
 
   // False: the command did not reach the file system.
   bool Set(const std::string& command);
+  // Reads, writes and fsyncs of matching files, and faults that struck, since the last command.
+  struct Counts {
+    long operations = 0;
+    long faults = 0;
+  };
+  Counts counts() const;
   const std::string& path() const { return mount_; }       // with faults
   const std::string& backing() const { return backing_; }  // without
 

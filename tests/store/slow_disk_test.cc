@@ -1,0 +1,154 @@
+// A disk that is slow, silent or refused for a while: who waits for it, and what is left
+// afterwards.
+#include <gtest/gtest.h>
+
+#include "tests/store/store_fixture.h"
+
+namespace kvstore::tests {
+namespace {
+
+class SlowDiskTest : public testing::Test {
+ protected:
+  SlowDiskTest() {
+    StoreFixture::Options o;
+    o.has_gpu = false;
+    f = std::make_unique<StoreFixture>(o);
+    ns = f->Open(TestSpec("m")).id;
+    fingerprint = TestSpec("m").ComputeFingerprint();
+    session = *f->core->OpenSession("default");
+  }
+  ~SlowDiskTest() override {
+    const absl::Status status = f->core->CheckInvariants();
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  // Ten blocks, on disk only.
+  std::vector<BlockHash> OnDiskOnly() {
+    const auto hashes = Chain(fingerprint, 1, 10);
+    f->Put(session, ns, hashes);
+    f->Settle();
+    f->core->Evict(ns, TierKind::kDram);
+    EXPECT_EQ(f->dram.stats().used_pages, 0u);
+    return hashes;
+  }
+  std::unique_ptr<Acquired> Acquire(const std::vector<BlockHash>& hashes) {
+    auto acquired = std::make_unique<Acquired>();
+    f->core->Acquire(session, ns, hashes, {}, acquired->Observer());
+    return acquired;
+  }
+  // Runs up to `duration` from now, no timer beyond.
+  void Run(absl::Duration duration) {
+    const absl::Time end = f->clock.Now() + duration;
+    f->Settle(duration);
+    f->clock.Advance(end - f->clock.Now());
+    f->executor.RunUntilIdle();
+  }
+
+  std::unique_ptr<StoreFixture> f;
+  NamespaceId ns;
+  Fingerprint fingerprint;
+  SessionId session;
+};
+
+TEST_F(SlowDiskTest, ALoadThatHangsIsAMissAtItsDeadlineAndItsPageIsNotReused) {
+  const auto hashes = OnDiskOnly();
+  f->nvme.Hang();
+  const auto a = Acquire(hashes);
+  Run(absl::Milliseconds(1999));
+  EXPECT_FALSE(a->is_last);
+  Run(absl::Milliseconds(1));  // limits.move_deadline
+  EXPECT_TRUE(a->is_last);
+  EXPECT_EQ(a->matched_blocks, 0u);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(a->status)) << a->status;
+  EXPECT_EQ(f->dram.stats().used_pages, 10u) << "the disk may still write there";
+  EXPECT_TRUE(f->core->Release(session, a->lease, {}).ok());
+  Run(absl::Seconds(60));
+  EXPECT_EQ(f->dram.stats().used_pages, 10u);
+  f->nvme.LetGo();
+  Run(absl::Seconds(1));
+  EXPECT_EQ(f->dram.stats().used_pages, 0u);
+  const auto again = Acquire(hashes);
+  Run(absl::Seconds(1));
+  EXPECT_EQ(again->matched_blocks, 10u) << "the copies were never lost";
+  EXPECT_EQ(f->core->status().moves_in_flight, 0u);
+}
+
+TEST_F(SlowDiskTest, WhoeverAsksForABlockWhoseLoadIsLateIsToldAtOnce) {
+  const auto hashes = OnDiskOnly();
+  f->nvme.Hang();
+  const auto a = Acquire(hashes);
+  Run(absl::Seconds(2));
+  const auto late = Acquire(hashes);
+  Run(absl::ZeroDuration());
+  EXPECT_TRUE(late->is_last);
+  EXPECT_EQ(late->matched_blocks, 0u);
+  EXPECT_TRUE(absl::IsUnavailable(late->status)) << late->status;
+  f->nvme.LetGo();
+  Run(absl::Seconds(1));
+}
+
+// More loads than the tier takes at a time: those that it has not been given have no deadline yet.
+TEST_F(SlowDiskTest, LoadsThatWaitInTheQueueEndWhenTheTierIsGivenUp) {
+  const auto hashes = Chain(fingerprint, 1, 40);  // inflight_max is 16
+  f->Put(session, ns, hashes);
+  Run(absl::Seconds(5));
+  f->core->Evict(ns, TierKind::kDram);
+  f->nvme.Hang();
+  const auto tail = Acquire(hashes);
+  Run(absl::Seconds(2));
+  EXPECT_TRUE(tail->is_last) << "its first block is late";
+  EXPECT_EQ(f->core->status().moves_in_flight, 40u);
+  f->nvme.set_state(tiers::TierState::kFailed);
+  Run(absl::Milliseconds(100));
+  EXPECT_EQ(f->core->status().moves_in_flight, 16u) << "only what the device holds is left";
+  f->nvme.LetGo();
+  Run(absl::Seconds(1));
+  EXPECT_EQ(f->core->status().moves_in_flight, 0u);
+}
+
+TEST_F(SlowDiskTest, ATierThatHasFailedIsAMissAtOnceAndComesBackWithAllItsCopies) {
+  const auto hashes = OnDiskOnly();
+  f->nvme.set_state(tiers::TierState::kFailed);
+  const auto a = Acquire(hashes);
+  EXPECT_TRUE(a->is_last) << "in the first update";
+  EXPECT_EQ(a->matched_blocks, 0u);
+  EXPECT_TRUE(absl::IsUnavailable(a->status)) << a->status;
+  f->nvme.set_state(tiers::TierState::kServing);
+  const auto again = Acquire(hashes);
+  Run(absl::Seconds(1));
+  EXPECT_EQ(again->matched_blocks, 10u);
+}
+
+TEST_F(SlowDiskTest, UnavailableReadsKeepTheCopyAndLostOnesDropIt) {
+  const auto hashes = OnDiskOnly();
+  f->nvme.FailNextReads(4, absl::UnavailableError("not now"));
+  const auto refused = Acquire(hashes);
+  Run(absl::Seconds(1));
+  EXPECT_EQ(f->nvme.stats().used_pages, 10u);
+  EXPECT_EQ(f->nvme.stats().quarantined_pages, 0u);
+  EXPECT_LT(refused->matched_blocks, 10u);
+  f->core->Release(session, refused->lease, {}).IgnoreError();
+  f->core->Evict(ns, TierKind::kDram);
+  f->nvme.FailNextReads(1, absl::DataLossError("this page"));
+  const auto a = Acquire(hashes);
+  Run(absl::Seconds(1));
+  EXPECT_EQ(f->nvme.stats().quarantined_pages, 1u);
+}
+
+TEST_F(SlowDiskTest, AVerificationThatCannotReadDropsNothingAndSaysSo) {
+  OnDiskOnly();
+  f->nvme.FailNextReads(1, absl::UnavailableError("not now"));
+  absl::StatusOr<store::VerifyResult> result = absl::InternalError("not called");
+  f->core->Verify(TierKind::kNvme, store::VerifyMode::kDropBad, [&](auto r) { result = r; });
+  Run(absl::Seconds(1));
+  EXPECT_TRUE(absl::IsUnavailable(result.status())) << result.status();
+  EXPECT_EQ(f->nvme.stats().used_pages, 10u);
+  EXPECT_EQ(f->nvme.stats().quarantined_pages, 0u);
+}
+
+TEST_F(SlowDiskTest, ANamespaceOpensWithoutItsDisk) {
+  f->nvme.FailMetadata(absl::UnavailableError("not now"));
+  EXPECT_NE(f->Open(TestSpec("other")).id, ns);
+}
+
+}  // namespace
+}  // namespace kvstore::tests
