@@ -114,8 +114,9 @@ TEST_P(Fairness, AnotherTenantsFloodDoesNotSlowRequests) {
     const Flood flood(daemon_, GetParam(), 10);
     absl::SleepFor(absl::Milliseconds(300));
     flooded = Measure();
-    // limits.call_bytes, and as much again for all that is no page.
-    EXPECT_LE(daemon_.ResidentBytes(), before + (uint64_t{128} << 20)) << "queues grow";
+    // limits.call_bytes and gRPC's own quota of 256 MiB; streams that are opened, not read and
+    // cancelled in turn were seen to take 150 MiB.
+    EXPECT_LE(daemon_.ResidentBytes(), before + (uint64_t{320} << 20)) << "queues grow";
   }
   std::printf("p99 %.2f ms alone, %.2f ms under %s: %.2f times\n",
               absl::ToDoubleMilliseconds(alone), absl::ToDoubleMilliseconds(flooded), GetParam(),
