@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 import xml.etree.ElementTree as xml
 from dataclasses import dataclass, field
@@ -115,6 +116,32 @@ def count_gtest(outcome, program, report):
                 outcome.notes.append(f"skipped: {name}")
             elif case.get("status") == "RUN":
                 outcome.passed += 1
+
+
+def run_listing(name, command, seconds, good, bad):
+    """Runs a program that prints a line for each of its cases, which begins with a word of `good` or of `bad`."""
+    outcome = Outcome(name)
+    print_lines = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                          start_new_session=True) as process:
+        timer = threading.Timer(seconds, lambda: os.killpg(process.pid, signal.SIGKILL))
+        timer.start()
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            print_lines.append(line.strip())
+        code = process.wait()
+        timer.cancel()
+    for line in print_lines:
+        word = line.split(" ")[0]
+        if word in good:
+            outcome.passed += 1
+        elif word in bad:
+            outcome.failed += 1
+            outcome.notes.append(f"failed: {name}: {line}")
+    if code != 0 and outcome.failed == 0:
+        outcome.failed += 1
+        outcome.notes.append(f"failed: {name} ended with {code}")
+    return outcome
 
 
 def run_pytest(python, name, arguments, seconds, env=None):
