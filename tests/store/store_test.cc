@@ -622,7 +622,7 @@ TEST_F(StoreTest, EveryCheckOfAPageIsCountedOnce) {
   EXPECT_EQ(row(TierKind::kNvme).write_times.count(), 12u);
   f->core->Evict(ns, TierKind::kDram);
   f->nvme.Corrupt({.slab = 0, .slot = 2});
-  Acquire(hashes);
+  const auto acquired = Acquire(hashes);
   f->Settle();
   const store::TierRow nvme = row(TierKind::kNvme);
   EXPECT_EQ(nvme.counters.verified_pages, 11u);
