@@ -158,6 +158,7 @@ void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
   };
   hooks.on_finished = [s, done = std::move(on_finished)](absl::Status status) mutable {
     s->is_recovering = false;
+    s->tenant_admin.EnforceQuotas();
     done(std::move(status));
   };
   s->tiers.nvme->Recover(std::move(hooks));
