@@ -59,8 +59,8 @@ absl::StatusOr<PageId> SlotAllocator::Reserve(PoolId pool_id) {
   Pool& pool = it->second;
   if (pool.partial.empty()) {
     if (free_slabs_.empty()) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no free slot in pool ", pool_id.value(), " and no free slab"));
+      // The usual answer of a full tier, once for every page that is saved: short, to be cheap.
+      return absl::ResourceExhaustedError("no free slot");
     }
     if (absl::Status status = Assign(CheapestFreeSlab(pool_id), pool_id, pool); !status.ok()) {
       return status;

@@ -19,6 +19,8 @@ class ChunkedVector {
     while (chunks_.size() * kChunkElements < size)
       chunks_.push_back(std::make_unique<T[]>(kChunkElements));
   }
+  // Elements that are addressable, a whole chunk at a time.
+  size_t size() const { return chunks_.size() * kChunkElements; }
   size_t memory_bytes() const {
     return chunks_.size() * (kChunkElements * sizeof(T) + sizeof(void*));
   }

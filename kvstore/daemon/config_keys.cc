@@ -178,10 +178,11 @@ ConfigKey FileKey(std::string_view name, std::string_view default_text, std::str
   return {.name = name,
           .type = "path",
           .default_text = default_text,
-          .valid = "an absolute path",
+          .valid = "an absolute path; empty: none",
           .meaning = meaning,
           .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-            if (!v[0].starts_with('/')) return absl::InvalidArgumentError("not an absolute path");
+            if (!v[0].empty() && !v[0].starts_with('/'))
+              return absl::InvalidArgumentError("not an absolute path");
             (c->*Section).*Field = v[0];
             return absl::OkStatus();
           },
@@ -224,7 +225,7 @@ void AddServerKeys(std::vector<ConfigKey>* keys) {
                    .valid = "unix:PATH",
                    .meaning = "where the Admin calls of kvctl are served, to our own uid and root",
                    .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-                     if (!v[0].starts_with("unix:") || v[0].size() == 5)
+                     if (!v[0].empty() && (!v[0].starts_with("unix:") || v[0].size() == 5))
                        return absl::InvalidArgumentError("not unix:PATH");
                      c->server.admin = v[0];
                      return absl::OkStatus();
@@ -335,7 +336,7 @@ void AddTierKeys(std::vector<ConfigKey>* keys) {
                    .valid = "an absolute path; a file of ours, mode 0400",
                    .meaning = "lines of ID and 64 hex digits; the highest ID encrypts",
                    .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-                     if (!v[0].starts_with('/'))
+                     if (!v[0].empty() && !v[0].starts_with('/'))
                        return absl::InvalidArgumentError("not an absolute path");
                      c->nvme.key_file = v[0];
                      return absl::OkStatus();

@@ -44,6 +44,7 @@ TEST(Config, EverySectionIsRead) {
   absl::StatusOr<LoadedConfig> loaded = Load(R"(
     [server]
     listen = ["unix:/tmp/a.sock", "tcp:127.0.0.1:7000"]
+    insecure = true
     [auth]
     allow_uids = [1000, 1001]
     [tier.gpu]
@@ -112,9 +113,8 @@ TEST(Config, AnUnknownKeyIsRefusedWithKeyValueAndValidOnes) {
 }
 
 TEST(Config, KeysOfLaterVersionsAreUnknown) {
-  for (const char* set :
-       {"auth.tls_cert=/a", "tier.dram.backing=/a", "tier.peer.listen=a",
-        "tier.shared.url=redis://a", "policy.admit=always", "policy.prefetch=none"}) {
+  for (const char* set : {"tier.dram.backing=/a", "tier.peer.listen=a", "tier.shared.url=redis://a",
+                          "policy.admit=always", "policy.prefetch=none"}) {
     EXPECT_THAT(ErrorOf("", {set}), HasSubstr("unknown key")) << set;
   }
 }

@@ -70,7 +70,9 @@ class LeafLru {
   }
 
   // Brings into the cache what inserting or removing `node` will read.
-  void Prefetch(uint32_t node) const { __builtin_prefetch(&links_[node]); }
+  void Prefetch(uint32_t node) const {
+    if (node < links_.size()) __builtin_prefetch(&links_[node]);
+  }
   // Nodes of all pools.
   size_t size() const { return size_; }
   size_t memory_bytes() const { return links_.memory_bytes(); }

@@ -26,6 +26,7 @@ void Recovery::Start(tiers::DurableTier* tier, absl::AnyInvocable<void(absl::Sta
   hooks.on_finished = [this, done = std::move(on_finished)](absl::Status status) mutable {
     is_running_ = false;
     OnNamespacesKnown();
+    tenant_admin_.EnforceQuotas();
     done(std::move(status));
   };
   tier->Recover(std::move(hooks));

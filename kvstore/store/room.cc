@@ -45,11 +45,8 @@ absl::StatusOr<PageId> Room::TakePage(TierKind kind, PoolId pool) {
   }
   if (MustLeaveSlabs(kind, tenant) && !EvictOldest(kind, pool))
     return absl::ResourceExhaustedError("the free slab is another tenant's, who is owed it");
-  // A tier that is full, as most are, is not asked first: its refusal would cost more than the
-  // eviction.
   tiers::Tier* tier = copies_.tier(kind);
-  absl::StatusOr<PageId> page = absl::ResourceExhaustedError("");
-  if (tier->FreeSlots(pool) > 0) page = tier->Reserve(pool);
+  absl::StatusOr<PageId> page = tier->Reserve(pool);
   if (page.ok() || !absl::IsResourceExhausted(page.status())) return page;
   tenants.Activate(tenant, kind);
   for (int attempt = 0; attempt < kEvictionsMax && absl::IsResourceExhausted(page.status()) &&

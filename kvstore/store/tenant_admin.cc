@@ -75,7 +75,12 @@ void TenantAdmin::Restore(std::string_view tenant, std::string_view record) {
   for (const TierKind kind : kAllTiers) {
     if (tenants_.use(*id, kind).is_quota_set_here) continue;
     tenants_.SetQuota(*id, kind, quotas->bytes[Pos(kind)]);
-    room_.ShrinkToQuota(*id, kind);
+  }
+}
+
+void TenantAdmin::EnforceQuotas() {
+  for (uint32_t i = 0; i < tenants_.all().size(); ++i) {
+    for (const TierKind kind : kAllTiers) room_.ShrinkToQuota(TenantId(i), kind);
   }
 }
 

@@ -36,6 +36,8 @@ class TenantAdmin {
   static std::optional<std::string_view> TenantOfKey(std::string_view key);
   // Quotas that were set in this run are newer. A record that cannot be read costs its quotas.
   void Restore(std::string_view tenant, std::string_view record);
+  // Begins to evict what is over a quota: recovery may have found more.
+  void EnforceQuotas();
   // Sessions, leased and reserved blocks of every tenant, counted again.
   absl::Status CheckInvariants() const;
 

@@ -209,6 +209,35 @@ TEST_F(TenantsTest, QuotasSurviveARestartUnlessTheConfigurationSaysOtherwise) {
       << "configuration is not written to disk";
 }
 
+TEST_F(TenantsTest, AQuotaHoldsForWhatRecoveryFinds) {
+  StoreFixture::Options o;
+  o.has_gpu = false;
+  Make(o);
+  const User a = Join("a");
+  ASSERT_TRUE(SetQuota("a", 10, TierKind::kNvme).ok());
+  const auto metadata = f->nvme.metadata();
+  const auto hashes = Prompt(a, 0, 40);
+  Make(o);
+  for (const auto& [key, value] : metadata) f->nvme.AddRecoveredMetadata(key, value);
+  ASSERT_TRUE(f->nvme.OpenPool(PoolId(0), {.tenant = "a", .slot_bytes = kSlotBytes}).ok());
+  for (uint32_t i = 0; i < hashes.size(); ++i) {
+    PageIdentity identity{.shape = a.opened.spec.shape,
+                          .fingerprint = a.opened.fingerprint,
+                          .epoch = 1,
+                          .hash = hashes[i]};
+    if (i > 0) identity.parent = hashes[i - 1];
+    identity.block_index = i;
+    identity.page_checksum = ContentOf(hashes[i]);
+    f->nvme.AddRecovered(PoolId(0), identity);
+  }
+  f->core->Start([](absl::Status s) { EXPECT_TRUE(s.ok()) << s; });
+  f->Settle();
+  EXPECT_EQ(In("a", TierKind::kNvme).used_bytes, 10 * kSlotBytes);
+  const auto found = f->core->FindNamespace("a", a.opened.fingerprint);
+  ASSERT_TRUE(found.ok()) << found.status();
+  EXPECT_EQ(f->core->Match(found->id, hashes).matched_blocks, 10u) << "the head of the prompt";
+}
+
 // --- Shares
 
 // S5: A floods ten times the tier; what B has stays.
@@ -468,6 +497,7 @@ TEST_F(TenantsTest, AccountsStayExactUnderRandomWorkAndFaults) {
   o.nvme.num_slabs = 11;
   for (FaultyTier::Options* tier : {&o.gpu, &o.dram, &o.nvme}) tier->fault_rate = 0.01;
   Make(o);
+  std::vector<std::unique_ptr<Acquired>> leases;  // news of them may come until the end
   std::vector<User> users;
   for (uint32_t i = 0; i < 5; ++i) {
     users.push_back(Join("t" + std::to_string(i)));
@@ -483,7 +513,7 @@ TEST_F(TenantsTest, AccountsStayExactUnderRandomWorkAndFaults) {
                below(3) == 0 ? TierKind::kGpu : TierKind::kDram);
         break;
       case 3: {
-        const auto lease = Acquire(user, below(30), 40);
+        const auto& lease = leases.emplace_back(Acquire(user, below(30), 40));
         if (lease->lease.value() != 0 && below(8) != 0) {
           ASSERT_TRUE(f->core->Release(user.session, lease->lease, {}).ok());
         }
