@@ -25,6 +25,8 @@ constexpr absl::Duration kHousekeepingTimeout =
     absl::Seconds(2);  // of Release, Renew and Abort calls
 constexpr absl::Duration kRenewPeriodUnknown =
     absl::Seconds(1);  // until the daemon has told its lease time
+// How long a call over TCP waits for the channel before it fails for want of one.
+constexpr absl::Duration kConnectPatience = absl::Milliseconds(200);
 constexpr size_t kLeasesPerCallMax = 4096;
 constexpr int kBadBlocksPerCallMax = 1024;
 
@@ -101,6 +103,13 @@ void Connection::Prepare(grpc::ClientContext* context, const MemorySession* sess
                          absl::Duration timeout) const {
   context->set_deadline(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout));
   if (!options_.tenant.empty()) context->AddMetadata(kTenantMetadata, options_.tenant);
+  if (session == nullptr && !target_.is_unix &&
+      channel_->GetState(/*try_to_connect=*/true) != GRPC_CHANNEL_READY) {
+    // gRPC connects only while somebody polls, and calls that fail at once never poll for as long
+    // as a TLS handshake takes: without this a client that was cut off would stay so.
+    channel_->WaitForConnected(std::chrono::system_clock::now() +
+                               absl::ToChronoMicroseconds(std::min(timeout, kConnectPatience)));
+  }
   if (session == nullptr) return;
   context->AddMetadata(kSessionMetadata, session->token());
   // A session tells that there is a daemon: if the channel has not noticed yet, wait for it rather

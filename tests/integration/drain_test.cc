@@ -52,7 +52,7 @@ class Drain : public ::testing::Test {
     }
   }
   grpc::Status CallDrain(v1::DrainResponse* last, int* messages = nullptr) {
-    auto stub = v1::Admin::NewStub(*client::MakeChannel(daemon_.target()));
+    auto stub = v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon_.target())));
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
     auto reader = stub->Drain(&context, v1::DrainRequest());
@@ -62,7 +62,7 @@ class Drain : public ::testing::Test {
     return reader->Finish();
   }
   grpc::Status CallResume(v1::ResumeResponse* response) {
-    auto stub = v1::Admin::NewStub(*client::MakeChannel(daemon_.target()));
+    auto stub = v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon_.target())));
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
     return stub->Resume(&context, v1::ResumeRequest(), response);
