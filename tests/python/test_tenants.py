@@ -53,9 +53,9 @@ class Shared:
         self.daemon.process.send_signal(signal.SIGHUP)
         self.daemon.wait_until("reloaded", lambda: self.log().count(expect) > before, 10)
 
-    def command(self, uid, *arguments):
+    def command(self, uid, *arguments, timeout="3s"):
         return ["setpriv", f"--reuid={uid}", "--regid=0", "--clear-groups", str(self.folder / "kvctl"), "--target", self.target, "--json",
-                "--timeout", "3s", *map(str, arguments)]
+                "--timeout", timeout, *map(str, arguments)]
 
     def kvctl(self, uid, *arguments, code=0):
         done = subprocess.run(self.command(uid, *arguments), capture_output=True, text=True, timeout=60, cwd="/", check=False)
@@ -151,7 +151,7 @@ def hold_put(shared, uid, tokens, folder):
     """A put that waits for data it never gets: a session, a reservation, and a call in progress."""
     pipe = folder / f"pipe-{uid}"
     os.mkfifo(pipe, 0o644)
-    process = subprocess.Popen(shared.command(uid, "--timeout", "60s", "put", "chat", "--tokens", tokens, "--data", pipe), cwd="/",
+    process = subprocess.Popen(shared.command(uid, "put", "chat", "--tokens", tokens, "--data", pipe, timeout="60s"), cwd="/",
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     writer = os.open(pipe, os.O_WRONLY)
     os.write(writer, b"x" * 1000)

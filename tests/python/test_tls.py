@@ -158,7 +158,7 @@ def test_a_certificate_is_its_tenant_and_no_other(site, team_a, team_b, make_pro
 
 
 def s_client(site, *arguments):
-    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{site.port}", "-CAfile", str(site.authority.cert), "-alpn", "h2",
+    command = ["openssl", "s_client", "-connect", f"127.0.0.1:{site.port}", "-CAfile", str(site.authority.cert), "-alpn", "h2", "-ign_eof",
                *map(str, arguments)]
     done = subprocess.run(command, input=HELLO + b"\n", capture_output=True, timeout=30, check=False)
     return (done.stdout + done.stderr).decode(errors="replace")
