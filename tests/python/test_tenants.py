@@ -172,9 +172,12 @@ def test_a_reload_ends_who_is_gone_and_nobody_else(shared, make_prompt):
     shared.kvctl(A, "open", "chat", *SPEC_FLAGS)
     time.sleep(0.3)  # a connection that was ended by mistake would be noticed by now
     assert held[B][0].poll() is None and sessions() == 1
-    # B moves to another tenant: what it holds as team-b ends too.
+    # B moves to another tenant: what it holds as team-b ends too, and its client comes back as team-a.
+    held_by_b = lambda: next(t for t in shared.kvctl(0, "quota")["tenants"] if t["tenant"] == "team-b")  # noqa: E731
+    assert held_by_b()["sessions"] == 1
     shared.reload(TENANTS.replace(f", {A2}]", f", {B}]").replace(f"uids = [{B}]\n", "uids = []\n"))
-    shared.daemon.wait_until("no session is left", lambda: sessions() == 0, 2)
+    shared.daemon.wait_until("team-b has no session", lambda: held_by_b()["sessions"] == 0, 2)
+    assert held_by_b()["reservations"] == 0
     assert shared.kvctl(B, "match", "chat", "--tokens", tokens, code=NOTHING_MATCHED)["matched_blocks"] == 0, "team-a's namespace"
     for process, writer in held.values():
         os.close(writer)
