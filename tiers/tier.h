@@ -6,13 +6,12 @@
 // DRAM slot). GPU and NVMe never meet.
 //
 // Threads: confined to the core thread, unless said otherwise. `done` callbacks are posted to the
-// core executor given at creation, run
-//          exactly once, also on failure and at shutdown, and never inside the call that started
-//          the operation.
-// Limits:  at most inflight_max() operations; beyond that Write() and Read() report
-// ResourceExhausted through `done`, they never block. Failure: a tier reports an operation once,
-// with the exact cause. It never retries as success, and never returns bytes that do not
-//          match `expect`.
+// core executor given at creation, run exactly once, also on failure and at shutdown, and never
+// inside the call that started the operation.
+// Limits: at most inflight_max() operations; beyond that Write() and Read() report
+// ResourceExhausted through `done`, they never block.
+// Failure: a tier reports an operation once, with the exact cause. It never retries as success,
+// and never returns bytes that do not match `expect`.
 #pragma once
 
 #include <cstddef>

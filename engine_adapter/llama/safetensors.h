@@ -1,14 +1,12 @@
 // SafetensorsFile maps one `.safetensors` file and hands out its tensors as views into the mapping.
 //
-// Format: u64 little-endian header length, JSON header {name: {dtype, shape, data_offsets: [begin,
-// end]}}, then the bytes; offsets count from
-//         the end of the header.
+// Format: u64 little-endian header length, JSON header {name: {dtype, shape, data_offsets:
+// [begin, end]}}, then the bytes; offsets count from the end of the header.
 // Threads: immutable after Open(); views may be read from any thread.
-// Ownership: views point into the mapping and die with the SafetensorsFile.
-// Trust:   the header is untrusted and wholly checked at Open(): no view leaves the file, none
-// overlap, sizes agree with shapes. The mapping is
-//          shared with the file: whoever truncates it under a running engine kills that engine
-//          (SIGBUS); replace model files by rename.
+// Ownership: views point into the mapping and die with the SafetensorsFile. Trust:   the header
+// is untrusted and wholly checked at Open(): no view leaves the file, none overlap, sizes agree
+// with shapes. The mapping is shared with the file: whoever truncates it under a running engine
+// kills that engine (SIGBUS); replace model files by rename.
 #pragma once
 
 #include <absl/status/statusor.h>

@@ -33,10 +33,10 @@ class ChatTemplate {
   // Errors: InvalidArgument, as above.
   static absl::StatusOr<ChatTemplate> Recognise(std::string_view jinja);
 
-  // The prompt, ending where the assistant's answer begins. Encode it without added special tokens.
-  // Errors: InvalidArgument, no message, a role other than the three, a system message that is not
-  // the first, or (Qwen3, whose template
-  //         rewrites earlier answers) an assistant message.
+  // The prompt, ending where the assistant's answer begins. Encode it without added special
+  // tokens.
+  // Errors: InvalidArgument, no message, a role other than the three, a system message that is
+  // not the first, or (Qwen3, whose template rewrites earlier answers) an assistant message.
   absl::StatusOr<std::string> Render(std::span<const ChatMessage> messages) const;
 
  private:

@@ -6,11 +6,11 @@
 // session: leases and mappings of the old one are gone), and never blocks a call past its deadline.
 // Every failure is a status within the deadline: Unavailable while there is no daemon.
 //
-// Threads: thread-safe. Asynchronous calls run `done` exactly once on a client thread; it must not
-// block. Ownership: leases and reservations are RAII objects that must not outlive the client.
-// Mapped memory lives as long as anything points
-//            into it, also after the daemon died: reading it then is safe and its generation check
-//            fails.
+// Threads: thread-safe. Asynchronous calls run `done` exactly once on a client thread; it must
+// not block.
+// Ownership: leases and reservations are RAII objects that must not outlive the client. Mapped
+// memory lives as long as anything points into it, also after the daemon died: reading it then is
+// safe and its generation check fails.
 #pragma once
 
 #include <array>

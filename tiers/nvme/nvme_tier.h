@@ -7,18 +7,17 @@
 // identity, generation and checksums, and a Read() accepts nothing else. FORMAT.md has the bytes.
 //
 // Threads: as Tier says. Besides the core thread: one progress thread a directory (it hashes) and
-// one
-//          index thread (RocksDB, fdatasync). Open() blocks and belongs to start-up; Stop() waits
-//          for the device.
-// Memory:  host memory given to Write() and Read() is aligned to 4096. RegisterMemory() makes it
-// cheaper. Recovery: while Recover() runs, reads are served, and Reserve() is Unavailable: slots
-// that no record
-//          has claimed yet are not known to be free. A directory without pages serves at once.
-// Failure: two breakers (breaker.h), both of which the tier probes by itself until they close. The
-//          device's: it answers nothing, or with errors only: kFailed, reads and writes are refused
-//          at once. The one for writing: a full or failing file system, a failing or hanging index:
-//          kReadOnly. A stalled device delays `done` beyond its deadline until the kernel gives the
-//          memory back; the core thread never waits.
+// one index thread (RocksDB, fdatasync). Open() blocks and belongs to start-up; Stop() waits for
+// the device.
+// Memory: host memory given to Write() and Read() is aligned to 4096. RegisterMemory() makes it
+// cheaper.
+// Recovery: while Recover() runs, reads are served, and Reserve() is Unavailable: slots that no
+// record has claimed yet are not known to be free. A directory without pages serves at once.
+// Failure: two breakers (breaker.h), both of which the tier probes by itself until they close.
+// The device's: it answers nothing, or with errors only: kFailed, reads and writes are refused at
+// once. The one for writing: a full or failing file system, a failing or hanging index:
+// kReadOnly. A stalled device delays `done` beyond its deadline until the kernel gives the memory
+// back; the core thread never waits.
 #pragma once
 
 #include <atomic>

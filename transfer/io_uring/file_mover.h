@@ -5,17 +5,17 @@
 // and must not run on the core thread: `prepare` before it is started, `check` after its bytes have
 // moved (checksums), and `done`.
 //
-// Memory:  the buffers of an operation belong to the mover from Submit() until `done` runs. `done`
-//          runs only after the kernel has let go of them, also for operations whose deadline has
-//          passed: a late one is cancelled, and then waited for.
-// Threads: Submit(), RegisterMemory(), UnregisterMemory(), stats() are thread-safe and never block
-//          on I/O. `done`, `prepare`, `check` run on the progress thread; they must not call Stop()
-//          and should take microseconds to a millisecond.
-// Limits:  at most options.inflight_max operations between Submit() and `done`; beyond that
-// Submit()
-//          returns ResourceExhausted. At most options.queue_depth of them are in the kernel.
-// Errors:  in `done`: DeadlineExceeded; Unavailable, the device or file system failed (error_number
-//          says how); what prepare or check returned. An operation is OK only if every byte moved.
+// Memory: the buffers of an operation belong to the mover from Submit() until `done` runs. `done`
+// runs only after the kernel has let go of them, also for operations whose deadline has passed: a
+// late one is cancelled, and then waited for.
+// Threads: Submit(), RegisterMemory(), UnregisterMemory(), stats() are thread-safe and never
+// block on I/O. `done`, `prepare`, `check` run on the progress thread; they must not call Stop()
+// and should take microseconds to a millisecond.
+// Limits: at most options.inflight_max operations between Submit() and `done`; beyond that
+// Submit() returns ResourceExhausted. At most options.queue_depth of them are in the kernel.
+// Errors: in `done`: DeadlineExceeded; Unavailable, the device or file system failed
+// (error_number says how); what prepare or check returned. An operation is OK only if every byte
+// moved.
 #pragma once
 
 #include <cstddef>

@@ -1,15 +1,13 @@
 // MemoryMover copies and verifies slots in host memory on threads of its own, so that the core
 // thread never does.
 //
-// Threads: Copy(), Verify(), Fail() and Stop() are confined to the executor's thread, as `done` is
-// (when the executor is not running any
-//          more: to whoever owns it). `done` runs exactly once for each call, on the executor or
-//          inside Stop(), never inside the call that took it.
-// Limits:  inflight_max operations that were accepted and whose `done` has not been called; beyond
+// Threads: Copy(), Verify(), Fail() and Stop() are confined to the executor's thread, as `done`
+// is (when the executor is not running any more: to whoever owns it). `done` runs exactly once
+// for each call, on the executor or inside Stop(), never inside the call that took it.
+// Limits: inflight_max operations that were accepted and whose `done` has not been called; beyond
 // that ResourceExhausted. Time:    the deadline is checked before a copy starts and for all that
-// wait whenever one ends: an operation is reported at most the
-//          time of one copy after its deadline (a slot has at most 256 MiB: 50 ms). A copy that ran
-//          to its end is OK even if late.
+// wait whenever one ends: an operation is reported at most the time of one copy after its
+// deadline (a slot has at most 256 MiB: 50 ms). A copy that ran to its end is OK even if late.
 #pragma once
 
 #include <cstddef>

@@ -3,16 +3,15 @@
 //
 // What holders of a descriptor can and cannot do (tests/tiers/shared_memory_attack_test.cc tries
 // each):
-//   - Nobody can shrink or grow it (seals SHRINK, GROW, SEAL), so no mapping of it ever raises
-//   SIGBUS.
-//   - A read-only descriptor is another open file, not a duplicate: it can neither be written
-//   through nor mapped writable.
-//   - The inode's mode is 0400: a process of another uid cannot reopen a read-only descriptor for
-//   writing by way of /proc. One of the
-//     *same* uid can (an owner may chmod), and so can root: sessions of the daemon's own uid are
-//     not confined to reading. What they scribble on is caught by the page checksums.
-//   - With Seal::kFutureWrite nobody at all gets write access after creation, not even the owner:
-//   only this object's mapping writes.
+// - Nobody can shrink or grow it (seals SHRINK, GROW, SEAL), so no mapping of it ever raises SIGBUS.
+// - A read-only descriptor is another open file, not a duplicate: it can neither be written through
+//   nor mapped writable.
+// - The inode's mode is 0400: a process of another uid cannot reopen a read-only descriptor for
+//   writing by way of /proc. One of the *same* uid can (an owner may chmod), and so can root:
+//   sessions of the daemon's own uid are not confined to reading. What they scribble on is caught by
+//   the page checksums.
+// - With Seal::kFutureWrite nobody at all gets write access after creation, not even the owner: only
+//   this object's mapping writes.
 // Memory handed out stays allocated while any process maps it. Discard() frees it for all of them
 // at once.
 //
