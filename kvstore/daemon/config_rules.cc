@@ -1,11 +1,15 @@
 // Rules over several keys of the configuration.
+#include <string>
+
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
-#include "kvstore/base/units.h"
 #include "kvstore/daemon/config_keys.h"
 
 namespace kvstore::daemon {
 namespace {
+
+// As it can be given back in the configuration.
+std::string InMebibytes(uint64_t bytes) { return absl::StrCat(bytes >> 20, "MiB"); }
 
 // What says who may connect must say it once, and completely.
 absl::Status CheckAccess(const Config& config) {
@@ -74,9 +78,9 @@ absl::Status CheckConfig(const Config& config, const Machine& machine) {
   const uint64_t wanted = config.dram.bytes + config.gpu.bytes;
   if (machine.memory_bytes != 0 && wanted > machine.memory_bytes) {
     return absl::InvalidArgumentError(
-        absl::StrCat("tier.dram.bytes and tier.gpu.bytes together are ", FormatBytes(wanted),
+        absl::StrCat("tier.dram.bytes and tier.gpu.bytes together are ", InMebibytes(wanted),
                      ", more than the memory of this machine or cgroup; valid: at most ",
-                     FormatBytes(machine.memory_bytes)));
+                     InMebibytes(machine.memory_bytes)));
   }
   return absl::OkStatus();
 }
