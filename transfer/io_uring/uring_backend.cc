@@ -17,11 +17,6 @@ namespace {
 
 constexpr uint64_t kWakeTag = IoBackend::kTagMax;
 constexpr uint64_t kCancelTag = IoBackend::kTagMax + 1;
-// Behind a deep queue an operation waits for many times this anyway, and the device has enough to
-// do: taking results some at a time saves waking this thread, and those it wakes, for each.
-constexpr unsigned kDeep = 16;
-constexpr unsigned kGatherShare = 8;  // of what is in the kernel
-constexpr absl::Duration kGatherTime = absl::Milliseconds(1);
 
 absl::Status SetupError(const char* call, int error) {
   return absl::UnavailableError(absl::StrCat(call, ": ", std::strerror(error)));
@@ -119,7 +114,6 @@ bool UringBackend::Start(const IoRequest& request) {
   }
   if (request.file_index >= 0) sqe->flags |= IOSQE_FIXED_FILE;
   io_uring_sqe_set_data64(sqe, request.tag);
-  ++num_started_;
   return true;
 }
 
@@ -150,7 +144,6 @@ void UringBackend::Collect(std::vector<IoResult>& results) {
       wake_armed_ = false;
     } else if (cqe->user_data != kCancelTag) {
       results.push_back({cqe->user_data, cqe->res});
-      --num_started_;
     }
   }
   io_uring_cq_advance(&ring_, seen);
@@ -160,23 +153,15 @@ void UringBackend::Wait(absl::Duration timeout, std::vector<IoResult>& results) 
   if (!wake_armed_) ArmWake();
   if (timeout <= absl::ZeroDuration()) {
     io_uring_submit_and_get_events(&ring_);
-    return Collect(results);
+  } else {
+    // Bounded, so that a lost wake-up would cost a delay and not a hang.
+    timeout = std::min(timeout, absl::Seconds(60));
+    const timespec ts = absl::ToTimespec(timeout);
+    __kernel_timespec kernel_ts{ts.tv_sec, ts.tv_nsec};
+    io_uring_cqe* cqe = nullptr;
+    io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &kernel_ts, nullptr);
   }
-  if (num_started_ >= kDeep && timeout > kGatherTime) {
-    Sleep(kGatherTime, num_started_ / kGatherShare);
-    Collect(results);
-    if (!results.empty() || !wake_armed_) return;
-  }
-  // Bounded, so that a lost wake-up would cost a delay and not a hang.
-  Sleep(std::min(timeout, absl::Seconds(60)), 1);
   Collect(results);
-}
-
-void UringBackend::Sleep(absl::Duration timeout, unsigned results_min) {
-  const timespec ts = absl::ToTimespec(timeout);
-  __kernel_timespec kernel_ts{ts.tv_sec, ts.tv_nsec};
-  io_uring_cqe* cqe = nullptr;
-  io_uring_submit_and_wait_timeout(&ring_, &cqe, results_min, &kernel_ts, nullptr);
 }
 
 void UringBackend::Wake() {

@@ -40,8 +40,6 @@ class UringBackend final : public IoBackend {
   absl::Status Init(const Options& options);
   io_uring_sqe* NextSqe();
   void ArmWake();
-  // Submits, and sleeps until there are so many results (the wake-up is one) or time is up.
-  void Sleep(absl::Duration timeout, unsigned results_min);
   void Collect(std::vector<IoResult>& results);
 
   io_uring ring_{};
@@ -49,7 +47,6 @@ class UringBackend final : public IoBackend {
   int wake_fd_ = -1;
   uint64_t wake_count_ = 0;  // the kernel writes it when the wake read completes
   bool wake_armed_ = false;
-  unsigned num_started_ = 0;   // requests without a result yet
   std::vector<bool> files_;    // [registered_files_max] in use; empty: no table
   std::vector<bool> buffers_;  // [registered_buffers_max] in use; empty: no table
 };
