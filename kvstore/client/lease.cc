@@ -214,7 +214,7 @@ absl::StatusOr<Lease::State::Location> Lease::State::Wait(uint32_t block, absl::
     key = {SocketTier(columns_.tier[block]), columns_.slab[block]};
     if (auto slab = KnownSlab(key.first, key.second)) return Locate(block, std::move(slab));
   }
-  // Outside of the lock: the daemon is asked for the slab if this session has not mapped it yet.
+  // Outside of the lock: the daemon is asked for the slab if it is not mapped yet.
   ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab,
                    session->Slab(key.first, key.second, timeout));
   absl::MutexLock lock(&mutex_);

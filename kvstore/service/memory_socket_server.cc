@@ -50,13 +50,15 @@ void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
 
 MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable& access,
                                        store::Store& store, Executor& core, SessionTable& sessions,
-                                       SlabExporter exporter, CallTimes& times, const Clock& clock)
+                                       SlabExporter exporter, CallGate& gate, CallTimes& times,
+                                       const Clock& clock)
     : options_(options),
       access_(access),
       store_(store),
       core_(core),
       sessions_(sessions),
       exporter_(std::move(exporter)),
+      gate_(gate),
       times_(times),
       clock_(clock),
       next_key_(kFirstConnectionKey),
@@ -334,25 +336,27 @@ MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connecti
                                                           std::span<const std::byte> packet) {
   std::optional<AcquirePacket> request = DecodeAcquireRequest(packet);
   if (!request.has_value()) return OnMalformed(connection);
-  const bool fits =
-      sizeof(AcquireReplyHeader) + request->hashes.size() * kAcquireReplyBytesPerBlock <=
-      connection.packet_bytes_max;
+  // An operation in flight like any other of its tenant; gRPC says what bound is reached.
+  absl::StatusOr<CallGate::Ticket> ticket = gate_.Admit(connection.tenant, packet.size());
+  const bool fits = ticket.ok() && sizeof(AcquireReplyHeader) +
+                                           request->hashes.size() * kAcquireReplyBytesPerBlock <=
+                                       connection.packet_bytes_max;
   connection.is_waiting_for_core =
       fits && core_.TryPost([this, entered = clock_.Now(), mailbox = mailbox_, &store = store_, key,
                              session = connection.session, tenant = connection.tenant,
                              salt = access_.Now()->SaltOf(connection.tenant),
-                             request = *std::move(request)] {
-        mailbox->Put(
-            key, [this, entered, reply = AcquireInPlace(store, session, tenant, salt, request)](
-                     Connection* asking) {
-              if (asking == nullptr) return Outcome::kClose;
-              if (reply.code == MemoryReplyCode::kOk) {
-                times_.Record(Operation::kAcquire, absl::StatusCode::kOk, clock_.Now() - entered);
-              }
-              return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
-                         ? Outcome::kKeep
-                         : Outcome::kClose;
-            });
+                             request = *std::move(request), ticket = *std::move(ticket)]() mutable {
+        mailbox->Put(key, [this, entered, ticket = std::move(ticket),
+                           reply = AcquireInPlace(store, session, tenant, salt, request)](
+                              Connection* asking) {
+          if (asking == nullptr) return Outcome::kClose;
+          if (reply.code == MemoryReplyCode::kOk) {
+            times_.Record(Operation::kAcquire, absl::StatusCode::kOk, clock_.Now() - entered);
+          }
+          return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
+                     ? Outcome::kKeep
+                     : Outcome::kClose;
+        });
       });
   if (connection.is_waiting_for_core) return Outcome::kKeep;
   const AcquireReply refusal{.code = MemoryReplyCode::kUseCall, .lease = 0, .blocks = {}};

@@ -37,6 +37,7 @@
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
+#include "kvstore/service/call_gate.h"
 #include "kvstore/service/call_times.h"
 #include "kvstore/service/listening_socket.h"
 #include "kvstore/service/session_table.h"
@@ -63,10 +64,10 @@ class MemorySocketServer {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t incarnation = 0;
   };
-  // `access`, `store`, `core`, `sessions` and `times` outlive the server; the core still runs when
-  // Stop() is called.
+  // `access`, `store`, `core`, `sessions`, `gate` and `times` outlive the server; the core still
+  // runs when Stop() is called.
   MemorySocketServer(const Options& options, const AccessTable& access, store::Store& store,
-                     Executor& core, SessionTable& sessions, SlabExporter exporter,
+                     Executor& core, SessionTable& sessions, SlabExporter exporter, CallGate& gate,
                      CallTimes& times, const Clock& clock);
   ~MemorySocketServer();  // Stop()
 
@@ -143,6 +144,7 @@ class MemorySocketServer {
   Executor& core_;
   SessionTable& sessions_;
   const SlabExporter exporter_;
+  CallGate& gate_;
   CallTimes& times_;
   const Clock& clock_;
 

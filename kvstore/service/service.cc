@@ -164,7 +164,7 @@ void Service::State::MakeDoors(SlabExporter exporter, store::Store& store, Execu
                                   .connections_per_uid_max = options.sessions_max,
                                   .handshake_time = options.handshake_time,
                                   .incarnation = facts.incarnation},
-      access, store, core, sessions, std::move(exporter), times, clock);
+      access, store, core, sessions, std::move(exporter), gate, times, clock);
   door = std::make_unique<ConnectionDoor>(
       ConnectionDoor::Options{.connections_max = options.connections_max,
                               .connections_per_uid_max = options.connections_per_uid_max,

@@ -217,10 +217,14 @@ bool Copies::HasColderCopy(NodeId id, TierKind kind) const {
   return false;
 }
 
-std::vector<NodeId> Copies::TakeUnwritable(size_t blocks_max) {
+std::vector<NodeId> Copies::TakeUnwritable(NodeId from, size_t blocks_max) {
   std::vector<NodeId> taken;
-  while (!unwritable_.empty() && taken.size() < blocks_max)
-    taken.push_back(unwritable_.extract(unwritable_.begin()).value());
+  for (auto it = unwritable_.lower_bound(from);
+       !unwritable_.empty() && taken.size() < blocks_max;) {
+    if (it == unwritable_.end()) it = unwritable_.begin();
+    taken.push_back(*it);
+    it = unwritable_.erase(it);
+  }
   return taken;
 }
 

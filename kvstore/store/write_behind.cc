@@ -1,6 +1,7 @@
 #include "kvstore/store/write_behind.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace kvstore::store {
 namespace {
@@ -61,7 +62,11 @@ void WriteBehind::ArmRetry() {
 
 void WriteBehind::Retry() {
   is_retry_armed_ = false;
-  for (const NodeId id : copies_.TakeUnwritable(kBlocksARetry)) {
+  // On from where it stopped: blocks that are refused again must not keep the others from their
+  // turn.
+  const std::vector<NodeId> taken = copies_.TakeUnwritable(next_retry_, kBlocksARetry);
+  if (!taken.empty()) next_retry_ = taken.back() + 1;
+  for (const NodeId id : taken) {
     for (const TierKind kind : kAllTiers) {
       if (copies_.Has(kind) && copies_.IsResident(id, kind)) OnPublished(id, kind);
     }

@@ -40,6 +40,7 @@ class WriteBehind {
   Executor& executor_;
   const Clock& clock_;
   bool is_retry_armed_ = false;
+  NodeId next_retry_ = 0;
   bool is_draining_ = false;
 };
 

@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <string_view>
 
 #include "kvstore/client/channel.h"
 #include "kvstore/v1/admin.grpc.pb.h"
@@ -72,6 +73,9 @@ void DaemonProcess::Spawn(const std::vector<std::string>& arguments, const Daemo
     close(procs);
   }
   execv(argv[0], argv.data());
+  constexpr std::string_view kHint =
+      "cannot be run; KVSTORE_BIN_DIR names the folder of kvstored\n";
+  (void)!write(2, kHint.data(), kHint.size());
   _exit(127);
 }
 
