@@ -1,8 +1,6 @@
 #include "kvstore/service/memory_socket_server.h"
 
-#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -17,10 +15,6 @@
 namespace kvstore::service {
 namespace {
 
-constexpr uint64_t kWakeKey = 1000;
-constexpr uint64_t kFirstConnectionKey = 1001;
-constexpr size_t kAcceptsPerTurn = 64;
-constexpr absl::Duration kExhaustedPause = absl::Milliseconds(50);
 // Of one connection; more wait in its socket.
 constexpr uint32_t kReleasesInFlightMax = 64;
 
@@ -30,19 +24,12 @@ bool IsAccess(MemoryAccess access) {
 
 }  // namespace
 
-void MemorySocketServer::Mailbox::Wake() {
-  const uint64_t one = 1;
-  // A full counter means that a wake-up is already due.
-  if (write(wake.get(), &one, sizeof one) != sizeof one && errno != EAGAIN)
-    Log(LogLevel::kError, "cannot wake the memory socket thread");
-}
-
 void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
   {
     absl::MutexLock lock(&mutex);
     if (!is_closed) {
       answers.emplace_back(connection, std::move(answer));
-      return Wake();
+      return (*wake_up)();
     }
   }
   (void)answer(nullptr);
@@ -61,49 +48,16 @@ MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable
       gate_(gate),
       times_(times),
       clock_(clock),
-      next_key_(kFirstConnectionKey),
       packet_(kAcquireRequestBytesMax),
-      mailbox_(std::make_shared<Mailbox>()) {}
+      mailbox_(std::make_shared<Mailbox>()),
+      loop_({.thread_name = "kv-memory"}, clock, *this) {
+  mailbox_->wake_up = loop_.wake_up();
+}
 
 MemorySocketServer::~MemorySocketServer() { Stop(); }
 
-void MemorySocketServer::AddListener(ListeningSocket socket) {
-  listeners_.push_back(std::move(socket));
-}
-
-absl::Status MemorySocketServer::Start() {
-  UniqueFd wake(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_.is_open() || !wake.is_open()) return absl::ErrnoToStatus(errno, "memory socket");
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeKey}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake.get(), &event) != 0)
-    return absl::ErrnoToStatus(errno, "memory socket");
-  for (size_t i = 0; i < listeners_.size(); ++i) {
-    event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0)
-      return absl::ErrnoToStatus(errno, "memory socket");
-  }
-  {
-    absl::MutexLock lock(&mailbox_->mutex);
-    mailbox_->wake = std::move(wake);
-  }
-  thread_ = std::thread([this] { Run(); });
-  pthread_setname_np(thread_.native_handle(), "kv-memory");
-  return absl::OkStatus();
-}
-
 void MemorySocketServer::Stop() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-  }
-  if (thread_.joinable()) {
-    {
-      absl::MutexLock lock(&mailbox_->mutex);
-      mailbox_->Wake();
-    }
-    thread_.join();
-  }
+  loop_.Stop();
   std::vector<std::pair<uint64_t, Answer>> answers;
   {
     absl::MutexLock lock(&mailbox_->mutex);
@@ -112,13 +66,14 @@ void MemorySocketServer::Stop() {
   }
   for (auto& [key, answer] : answers) (void)answer(nullptr);
   while (!connections_.empty()) Close(connections_.begin()->first);
-  listeners_.clear();
 }
 
 void MemorySocketServer::Recheck() {
-  absl::MutexLock lock(&mailbox_->mutex);
-  mailbox_->is_recheck_due = true;
-  mailbox_->Wake();
+  {
+    absl::MutexLock lock(&mailbox_->mutex);
+    mailbox_->is_recheck_due = true;
+  }
+  loop_.Wake();
 }
 
 MemorySocketServer::Counters MemorySocketServer::counters() const {
@@ -126,64 +81,22 @@ MemorySocketServer::Counters MemorySocketServer::counters() const {
   return counters_;
 }
 
-void MemorySocketServer::Run() {
-  std::array<epoll_event, 64> events;
-  for (;;) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), PollTimeoutMs());
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_) return;
-    }
-    is_exhausted_ = false;
-    for (int i = 0; i < count; ++i) {
-      const epoll_event& event = events[static_cast<size_t>(i)];
-      if (event.data.u64 < listeners_.size()) {
-        AcceptAll(listeners_[event.data.u64]);
-      } else if (event.data.u64 >= kFirstConnectionKey) {
-        OnEvent(event.data.u64, event.events);
-      }
-    }
-    DrainMailbox();
-    DropSilent();
-    counted_.connections = connections_.size();
-    {
-      absl::MutexLock lock(&mutex_);
-      counters_ = counted_;
-    }
-    if (is_exhausted_) absl::SleepFor(kExhaustedPause);
-  }
+void MemorySocketServer::OnTurnEnd() {
+  DrainMailbox();
+  DropSilent();
+  counted_.connections = connections_.size();
+  absl::MutexLock lock(&mutex_);
+  counters_ = counted_;
 }
 
-int MemorySocketServer::PollTimeoutMs() const {
-  if (silent_connections_ == 0) return -1;
+absl::Time MemorySocketServer::NextTurnBy() const {
   absl::Time next = absl::InfiniteFuture();
+  if (silent_connections_ == 0) return next;
   for (const auto& [key, connection] : connections_) next = std::min(next, connection.hello_by);
-  if (next == absl::InfiniteFuture()) return -1;
-  return static_cast<int>(
-      std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
+  return next;
 }
 
-void MemorySocketServer::AcceptAll(ListeningSocket& listener) {
-  for (size_t i = 0; i < kAcceptsPerTurn; ++i) {
-    UniqueFd fd;
-    switch (listener.Accept(&fd)) {
-      case ListeningSocket::AcceptResult::kAccepted:
-        Enter(std::move(fd));
-        break;
-      case ListeningSocket::AcceptResult::kNothing:
-        return;
-      case ListeningSocket::AcceptResult::kShed:
-        ++counted_.refused;
-        break;
-      case ListeningSocket::AcceptResult::kExhausted:
-        ++counted_.refused;
-        is_exhausted_ = true;
-        return;
-    }
-  }
-}
-
-void MemorySocketServer::Enter(UniqueFd fd) {
+void MemorySocketServer::OnAccepted(UniqueFd fd, bool /*is_unix*/) {
   ++counted_.accepted;
   ucred peer{};
   socklen_t length = sizeof peer;
@@ -208,8 +121,7 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   }
   const size_t packet_bytes_max = GrowSendBuffer(fd.get());
   const uint64_t key = next_key_++;
-  epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.u64 = key}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) {
+  if (!loop_.Watch(fd.get(), key, EPOLLIN | EPOLLRDHUP)) {
     if (of_uid == 0) connections_by_uid_.erase(peer.uid);
     return;
   }
@@ -225,7 +137,7 @@ void MemorySocketServer::Enter(UniqueFd fd) {
                                        .access = MemoryAccess::kReadOnly});
 }
 
-void MemorySocketServer::OnEvent(uint64_t key, uint32_t events) {
+void MemorySocketServer::OnReady(uint64_t key, uint32_t events) {
   auto it = connections_.find(key);
   if (it == connections_.end()) return;
   // A hang-up ends the session at once, also while the core works for it.
@@ -235,13 +147,8 @@ void MemorySocketServer::OnEvent(uint64_t key, uint32_t events) {
     return;
   }
   // Level-triggered: what the client has sent meanwhile would wake us without end.
-  Listen(key, it->second, EPOLLRDHUP);
+  loop_.Change(it->second.fd.get(), key, EPOLLRDHUP);
   it->second.is_muted = true;
-}
-
-void MemorySocketServer::Listen(uint64_t key, const Connection& connection, uint32_t events) {
-  epoll_event event{.events = events, .data = {.u64 = key}};
-  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.fd.get(), &event);
 }
 
 MemorySocketServer::Outcome MemorySocketServer::OnPacket(uint64_t key, Connection& connection) {
@@ -387,9 +294,6 @@ void MemorySocketServer::DrainMailbox() {
   {
     absl::MutexLock lock(&mailbox_->mutex);
     is_recheck_due = std::exchange(mailbox_->is_recheck_due, false);
-    uint64_t count = 0;
-    // Fails when nobody woke us; then there is nothing to drain either.
-    if (read(mailbox_->wake.get(), &count, sizeof count) != sizeof count) count = 0;
     answers.swap(mailbox_->answers);
   }
   for (auto& [key, answer] : answers) {
@@ -403,7 +307,8 @@ void MemorySocketServer::DrainMailbox() {
       continue;
     }
     it->second.is_waiting_for_core = false;
-    if (std::exchange(it->second.is_muted, false)) Listen(key, it->second, EPOLLIN | EPOLLRDHUP);
+    if (std::exchange(it->second.is_muted, false))
+      loop_.Change(it->second.fd.get(), key, EPOLLIN | EPOLLRDHUP);
   }
   if (is_recheck_due) DropUnlisted();
 }

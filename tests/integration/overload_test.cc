@@ -6,8 +6,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <array>
 #include <cstdio>
+#include <deque>
 
 #include "kvstore/base/acquire_packet.h"
 #include "kvstore/client/channel.h"
@@ -241,13 +241,16 @@ TEST_F(Overload, AnAcquireWithoutGrpcCountsAgainstItsTenantsCalls) {
   v1::GetRequest request;
   client::FillRef(ns_, request.mutable_namespace_());
   request.set_hashes(client::HashBytes(many));
-  std::array<grpc::ClientContext, 8> contexts;  // half of them are refused
+  // One after the other: a call's place is free a moment after its answer, so one may be refused.
+  std::deque<grpc::ClientContext> contexts;
   std::vector<std::unique_ptr<grpc::ClientReader<v1::GetResponse>>> unread;
-  for (grpc::ClientContext& context : contexts) {
-    context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
-    unread.push_back(stub->Get(&context, request));
-  }
-  EXPECT_TRUE(Eventually(absl::Seconds(2), [&] { return acquire() == MemoryReplyCode::kUseCall; }));
+  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] {
+    if (acquire() == MemoryReplyCode::kUseCall) return true;
+    contexts.emplace_back().set_deadline(std::chrono::system_clock::now() +
+                                         std::chrono::seconds(30));
+    unread.push_back(stub->Get(&contexts.back(), request));
+    return false;
+  }));
   for (grpc::ClientContext& context : contexts) context.TryCancel();
   for (auto& call : unread) call->Finish();
   EXPECT_TRUE(Eventually(absl::Seconds(2), [&] { return acquire() == MemoryReplyCode::kOk; }));
