@@ -145,6 +145,33 @@ TEST_F(SlowDiskTest, AVerificationThatCannotReadDropsNothingAndSaysSo) {
   EXPECT_EQ(f->nvme.stats().quarantined_pages, 0u);
 }
 
+// More blocks than one retry offers are refused again and again, as those of a namespace whose key
+// is missing.
+TEST(WriteBehind, BlocksThatAreRefusedDoNotKeepOthersFromADiskThatIsBack) {
+  StoreFixture::Options options;
+  options.has_gpu = false;
+  options.dram.num_slabs = 16;
+  options.nvme.inflight_max = 1024;
+  StoreFixture f(options);
+  const NamespaceId refused = f.Open(TestSpec("refused")).id;
+  const NamespaceId other = f.Open(TestSpec("other")).id;
+  const Fingerprint of_refused = TestSpec("refused").ComputeFingerprint();
+  const Fingerprint of_other = TestSpec("other").ComputeFingerprint();
+  const SessionId session = *f.core->OpenSession("default");
+  f.nvme.RefuseWrites([&](const PageIdentity& page) { return page.fingerprint == of_refused; });
+  f.nvme.set_state(tiers::TierState::kFailed);
+  EXPECT_EQ(f.Put(session, refused, Chain(of_refused, 1, 400)), 400u);
+  EXPECT_EQ(f.Put(session, other, Chain(of_other, 1, 20)), 20u);
+  f.Settle(absl::Seconds(1));
+  f.nvme.set_state(tiers::TierState::kServing);
+  f.Settle(absl::Seconds(5));
+  f.core->Evict(other, TierKind::kDram);
+  Acquired acquired;
+  f.core->Acquire(session, other, Chain(of_other, 1, 20), {}, acquired.Observer());
+  f.Settle(absl::Seconds(1));
+  EXPECT_EQ(acquired.matched_blocks, 20u) << "they are on disk";
+}
+
 TEST_F(SlowDiskTest, ANamespaceOpensWithoutItsDisk) {
   f->nvme.FailMetadata(absl::UnavailableError("not now"));
   EXPECT_NE(f->Open(TestSpec("other")).id, ns);

@@ -64,7 +64,8 @@ void FaultyTier::Write(PageId page, const PageIdentity& identity, ConstRegion sr
   const bool corrupt = Chance(options_.corruption_rate);
   Later(
       deadline,
-      [this, page, identity, src, corrupt] {
+      [this, page, identity, src, corrupt]() -> absl::Status {
+        if (is_refused_(identity)) return absl::UnavailableError("refused");
         if (!IsRight(src.data, identity)) return absl::DataLossError("source differs");
         std::memcpy(At(page), src.data, src.bytes);
         if (corrupt) Corrupt(page);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <random>
 #include <string>
 #include <utility>
@@ -74,6 +75,10 @@ class FaultyTier final : public tiers::DurableTier {
     failing_reads_ = count;
     read_failure_ = std::move(status);
   }
+  // Writes of such pages end Unavailable from now on.
+  void RefuseWrites(std::function<bool(const PageIdentity&)> is_refused) {
+    is_refused_ = std::move(is_refused);
+  }
   // SaveMetadata() ends with `status` from now on.
   void FailMetadata(absl::Status status) { metadata_failure_ = std::move(status); }
   // What Recover() will tell, as if an earlier run had left it.
@@ -107,6 +112,7 @@ class FaultyTier final : public tiers::DurableTier {
   tiers::TierStats stats_;
   size_t failing_reads_ = 0;
   absl::Status read_failure_;
+  std::function<bool(const PageIdentity&)> is_refused_ = [](const PageIdentity&) { return false; };
   absl::Status metadata_failure_;
   bool is_hanging_ = false;
   std::vector<Task> held_;
