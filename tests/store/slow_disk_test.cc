@@ -152,6 +152,7 @@ TEST(WriteBehind, BlocksThatAreRefusedDoNotKeepOthersFromADiskThatIsBack) {
   options.has_gpu = false;
   options.dram.num_slabs = 16;
   options.nvme.inflight_max = 1024;
+  options.nvme.delay_max = absl::Milliseconds(1);  // all refusals of a retry are in before the next
   StoreFixture f(options);
   const NamespaceId refused = f.Open(TestSpec("refused")).id;
   const NamespaceId other = f.Open(TestSpec("other")).id;
