@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "kvstore/base/log.h"
+#include "kvstore/base/thread_preference.h"
 #include "kvstore/service/memory_packets.h"
 
 namespace kvstore::service {
@@ -49,12 +50,14 @@ void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
 }
 
 MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable& access,
-                                       store::Store& store, Executor& core, SessionTable& sessions,
-                                       SlabExporter exporter, CallTimes& times, const Clock& clock)
+                                       store::Store& store, Executor& core, CoreQueue& core_queue,
+                                       SessionTable& sessions, SlabExporter exporter,
+                                       CallTimes& times, const Clock& clock)
     : options_(options),
       access_(access),
       store_(store),
       core_(core),
+      core_queue_(core_queue),
       sessions_(sessions),
       exporter_(std::move(exporter)),
       times_(times),
@@ -125,6 +128,7 @@ MemorySocketServer::Counters MemorySocketServer::counters() const {
 }
 
 void MemorySocketServer::Run() {
+  PreferThisThread();  // it is waited for by everybody who maps memory
   std::array<epoll_event, 64> events;
   for (;;) {
     const int count = epoll_wait(epoll_.get(), events.data(), events.size(), PollTimeoutMs());
@@ -338,13 +342,15 @@ MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connecti
       sizeof(AcquireReplyHeader) + request->hashes.size() * kAcquireReplyBytesPerBlock <=
       connection.packet_bytes_max;
   connection.is_waiting_for_core =
-      fits && core_.TryPost([this, entered = clock_.Now(), mailbox = mailbox_, &store = store_, key,
-                             session = connection.session, tenant = connection.tenant,
-                             salt = access_.Now()->SaltOf(connection.tenant),
-                             request = *std::move(request)] {
-        mailbox->Put(
-            key, [this, entered, reply = AcquireInPlace(store, session, tenant, salt, request)](
-                     Connection* asking) {
+      fits &&
+      core_queue_.TryPost(
+          connection.tenant, packet.size(),
+          [this, entered = clock_.Now(), mailbox = mailbox_, &store = store_, key,
+           session = connection.session, tenant = connection.tenant,
+           salt = access_.Now()->SaltOf(connection.tenant), request = *std::move(request)] {
+            mailbox->Put(key, [this, entered,
+                               reply = AcquireInPlace(store, session, tenant, salt, request)](
+                                  Connection* asking) {
               if (asking == nullptr) return Outcome::kClose;
               if (reply.code == MemoryReplyCode::kOk) {
                 times_.Record(Operation::kAcquire, absl::StatusCode::kOk, clock_.Now() - entered);
@@ -353,7 +359,7 @@ MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connecti
                          ? Outcome::kKeep
                          : Outcome::kClose;
             });
-      });
+          });
   if (connection.is_waiting_for_core) return Outcome::kKeep;
   const AcquireReply refusal{.code = MemoryReplyCode::kUseCall, .lease = 0, .blocks = {}};
   return SendPacket(connection.fd.get(), EncodeAcquireReply(refusal)) == SendResult::kSent

@@ -38,6 +38,7 @@
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
 #include "kvstore/service/call_times.h"
+#include "kvstore/service/core_queue.h"
 #include "kvstore/service/listening_socket.h"
 #include "kvstore/service/session_table.h"
 #include "kvstore/store/store.h"
@@ -63,11 +64,11 @@ class MemorySocketServer {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t incarnation = 0;
   };
-  // `access`, `store`, `core`, `sessions` and `times` outlive the server; the core still runs when
+  // `access`, `store`, `core`, `core_queue`, `sessions` and `times` outlive the server; the core still runs when
   // Stop() is called.
   MemorySocketServer(const Options& options, const AccessTable& access, store::Store& store,
-                     Executor& core, SessionTable& sessions, SlabExporter exporter,
-                     CallTimes& times, const Clock& clock);
+                     Executor& core, CoreQueue& core_queue, SessionTable& sessions,
+                     SlabExporter exporter, CallTimes& times, const Clock& clock);
   ~MemorySocketServer();  // Stop()
 
   void AddListener(ListeningSocket socket);  // before Start()
@@ -141,6 +142,7 @@ class MemorySocketServer {
   const AccessTable& access_;
   store::Store& store_;
   Executor& core_;
+  CoreQueue& core_queue_;
   SessionTable& sessions_;
   const SlabExporter exporter_;
   CallTimes& times_;

@@ -96,16 +96,18 @@ AccessList AccessOf(const ServiceOptions& options) {
 }  // namespace
 
 struct Service::State {
-  State(const ServiceOptions& o, store::Store& store, Executor& core, DaemonFacts f,
+  State(const ServiceOptions& o, store::Store& store, Executor& c, DaemonFacts f,
         const Clock& clock)
       : options(o),
         gate(o.calls),
+        core_queue(c, o.core_queue),
         edges(o.edge_threads, clock),
         facts(std::move(f)),
         access(AccessOf(o)),
         admin_access(AccessList(o.own_uid, std::vector<uid_t>())),
         parts{.store = store,
-              .core = core,
+              .core = c,
+              .core_queue = core_queue,
               .edges = edges,
               .gate = gate,
               .sessions = sessions,
@@ -130,6 +132,7 @@ struct Service::State {
 
   const ServiceOptions options;
   CallGate gate;
+  CoreQueue core_queue;
   SessionTable sessions;
   CallTimes times;
   EdgePool edges;
@@ -164,7 +167,7 @@ void Service::State::MakeDoors(SlabExporter exporter, store::Store& store, Execu
                                   .connections_per_uid_max = options.sessions_max,
                                   .handshake_time = options.handshake_time,
                                   .incarnation = facts.incarnation},
-      access, store, core, sessions, std::move(exporter), times, clock);
+      access, store, core, core_queue, sessions, std::move(exporter), times, clock);
   door = std::make_unique<ConnectionDoor>(
       ConnectionDoor::Options{.connections_max = options.connections_max,
                               .connections_per_uid_max = options.connections_per_uid_max,
