@@ -3,10 +3,16 @@
 
 namespace kvstore {
 
+enum class ThreadPreference {
+  kBeforeBulk,   // before threads that copy and parse
+  kBeforeOthers  // also before the former: for threads that only pass on
+};
+
 // The calling thread is preferred to other threads of this process from here on, without a larger
-// part of the processor: it asks the scheduler for the shortest time slice (Linux 6.12 and newer
-// then let it preempt; older ones ignore it), and under a real-time policy goes one priority up.
-// Threads that it starts do not inherit it. Where the system refuses, nothing changes.
-void PreferThisThread();
+// part of the processor: it asks the scheduler for a short time slice (with Linux 6.12 and newer a
+// thread preempts those with longer ones; older kernels ignore it), and under a real-time policy
+// goes one or two priorities up. Threads that it starts do not inherit it. Where the system
+// refuses, nothing changes.
+void PreferThisThread(ThreadPreference preference);
 
 }  // namespace kvstore

@@ -317,7 +317,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(LoadedConfig config) {
   RaiseFileLimit();
   state->core =
       std::make_unique<EventLoop>("kv-core", state->config.limits.core_queue, state->clock);
-  state->core->RunAndWait(PreferThisThread);
+  state->core->RunAndWait([] { PreferThisThread(ThreadPreference::kBeforeBulk); });
   // From here on the destructor takes down whatever was opened.
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(state)));
   RETURN_IF_ERROR(daemon->state_->OpenTiers());

@@ -128,7 +128,7 @@ MemorySocketServer::Counters MemorySocketServer::counters() const {
 }
 
 void MemorySocketServer::Run() {
-  PreferThisThread();  // it is waited for by everybody who maps memory
+  PreferThisThread(ThreadPreference::kBeforeOthers);
   std::array<epoll_event, 64> events;
   for (;;) {
     const int count = epoll_wait(epoll_.get(), events.data(), events.size(), PollTimeoutMs());

@@ -8,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <cstdio>
 #include <thread>
 
+#include "kvstore/base/thread_preference.h"
 #include "kvstore/base/unique_fd.h"
 #include "tests/integration/daemon_process.h"
 
@@ -29,12 +31,16 @@ using client::Namespace;
 constexpr uid_t kOtherUid = 54321;
 constexpr size_t kBlocks = 32;
 constexpr int kRequests = 300;
-constexpr int kRounds = 7;
+constexpr int kRounds = 5;
 constexpr int kThreads = 10;
-// The goal, held to where nothing else runs (KVSTORE_STRICT); elsewhere this machine's own noise is
-// allowed for.
+// The goal, held to where nothing else runs (KVSTORE_STRICT=1). Elsewhere a wake-up alone may take
+// some ticks of 4 ms: only what is far above that fails.
 constexpr double kFailAboveStrict = 1.5;
 constexpr double kFailAbove = 4;
+constexpr absl::Duration kAlwaysGood = absl::Milliseconds(40);
+// What streams that nobody reads may hold, of kCallBytes, and the rest: gRPC's own buffers.
+constexpr uint64_t kCallBytes = uint64_t{64} << 20;
+constexpr uint64_t kGrowthMax = kCallBytes * 3 / 4 + (uint64_t{64} << 20);
 
 void RunOn(int processor) {
   cpu_set_t set;
@@ -58,8 +64,7 @@ class Flood {
     if (pid_ == 0) {
       dup2(in[0], STDIN_FILENO);
       dup2(out[1], STDOUT_FILENO);
-      const sched_param usual{};
-      sched_setscheduler(0, SCHED_OTHER, &usual);
+      setpriority(PRIO_PROCESS, 0, 0);
       if (setresgid(0, 0, 0) != 0 || setresuid(kOtherUid, kOtherUid, kOtherUid) != 0) _exit(99);
       const char* argv[] = {program.c_str(), target.c_str(), kind.c_str(), count.c_str(), nullptr};
       fexecve(file.get(), const_cast<char**>(argv), environ);
@@ -96,12 +101,13 @@ class Fairness : public ::testing::TestWithParam<const char*> {
   void SetUp() override {
     if (geteuid() != 0) GTEST_SKIP() << "needs root to become another uid";
     if (std::thread::hardware_concurrency() < 2) GTEST_SKIP() << "needs two processors";
-    const sched_param first{.sched_priority = 1};  // what we start has it too
-    ASSERT_EQ(sched_setscheduler(0, SCHED_RR, &first), 0);
+    setpriority(PRIO_PROCESS, 0, -15);  // what we start has it too
     RunOn(1);
-    daemon_.Start({.sets = {"auth.allow_uids=" + std::to_string(kOtherUid),
-                            "tier.dram.bytes=256MiB", "limits.call_bytes=64MiB"}});
+    daemon_.Start(
+        {.sets = {"auth.allow_uids=" + std::to_string(kOtherUid), "tier.dram.bytes=256MiB",
+                  "limits.call_bytes=" + std::to_string(kCallBytes)}});
     RunOn(0);
+    PreferThisThread(ThreadPreference::kBeforeOthers);
     chmod(daemon_.folder().c_str(), 0750);  // the other uid keeps our group
     client_ = daemon_.Connect();
     const absl::StatusOr<Namespace> ns = client_->Open("victim", SmallSpec());
@@ -147,6 +153,7 @@ TEST_P(Fairness, AnotherTenantsFloodDoesNotSlowRequests) {
   const uint64_t before = daemon_.ResidentBytes();
   uint64_t grown = 0;
   std::vector<double> ratios;
+  std::vector<absl::Duration> times;
   for (int round = 0; round < kRounds; ++round) {
     const absl::Duration alone = Measure();
     flood.Do('f');
@@ -159,15 +166,20 @@ TEST_P(Fairness, AnotherTenantsFloodDoesNotSlowRequests) {
                 absl::ToDoubleMilliseconds(alone), absl::ToDoubleMilliseconds(flooded), GetParam(),
                 absl::FDivDuration(flooded, alone), static_cast<double>(grown) / (1 << 20));
     ratios.push_back(absl::FDivDuration(flooded, alone));
+    times.push_back(flooded);
   }
   std::ranges::sort(ratios);
-  const bool is_strict = getenv("KVSTORE_STRICT") != nullptr;
-  EXPECT_LE(ratios[kRounds / 2], is_strict ? kFailAboveStrict : kFailAbove);
-  EXPECT_LE(grown, uint64_t{320} << 20) << "queues grow";
+  std::ranges::sort(times);
+  const double ratio = ratios[kRounds / 2];
+  std::printf("median: %.2f times\n", ratio);
+  if (getenv("KVSTORE_STRICT") != nullptr) EXPECT_LE(ratio, kFailAboveStrict);
+  EXPECT_TRUE(ratio <= kFailAbove || times[kRounds / 2] <= kAlwaysGood)
+      << ratio << " times, " << times[kRounds / 2];
+  EXPECT_LE(grown, kGrowthMax) << "queues grow";
   EXPECT_EQ(misses_, 0) << "the flood evicted blocks that are in use all the time";
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, Fairness, ::testing::Values("calls", "saves", "unread"),
+INSTANTIATE_TEST_SUITE_P(Kinds, Fairness, ::testing::Values("calls", "queued", "saves", "unread"),
                          [](const auto& kind) { return std::string(kind.param); });
 
 }  // namespace

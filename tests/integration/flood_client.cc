@@ -1,6 +1,7 @@
 // A tenant that takes what it can get: fairness_test runs it under another uid until it kills it.
 //   flood_client TARGET KIND THREADS
-// KIND: calls (large matches and acquires without a pause), saves (fills the tiers), unread
+// KIND: calls (large matches and acquires without a pause), queued (hundreds of large matches at a
+// time, which wait for the core), saves (fills the tiers), unread
 // (streams that nobody reads, opened again and again). It floods after an 'f' on its standard
 // input; after a 'b', as at first, its threads burn their processor against nothing. Each letter is
 // answered once no thread does what it did before.
@@ -15,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/synchronization/blocking_counter.h"
 #include "kvstore/client/channel.h"
 #include "kvstore/client/client.h"
 #include "kvstore/client/wire.h"
@@ -64,6 +66,25 @@ void FloodCalls(Mode& mode, Client& client, const Namespace& ns) {
   }
 }
 
+void FloodQueued(Mode& mode, const std::string& target, const Namespace& ns) {
+  constexpr int kAtATime = 50;
+  const auto stub = v1::KvStore::NewStub(*client::MakeChannel(target));
+  v1::MatchRequest request;
+  client::FillRef(ns, request.mutable_namespace_());
+  request.set_hashes(client::HashBytes(ns.Hash(Tokens(ns.spec, kBlocks, 1))));
+  for (;;) {
+    mode.Step();
+    std::vector<grpc::ClientContext> contexts(kAtATime);
+    std::vector<v1::MatchResponse> responses(kAtATime);
+    absl::BlockingCounter left(kAtATime);
+    for (int i = 0; i < kAtATime; ++i) {
+      stub->async()->Match(&contexts[i], &request, &responses[i],
+                           [&left](const grpc::Status&) { left.DecrementCount(); });
+    }
+    left.Wait();
+  }
+}
+
 void FloodSaves(Mode& mode, Client& client, const Namespace& ns, uint32_t thread) {
   const std::vector<std::byte> pages(64 * ns.spec.shape.page_bytes());
   for (uint32_t round = 0;; ++round) {
@@ -107,6 +128,7 @@ int Run(const std::string& target, const std::string& kind, uint32_t threads) {
       std::unique_ptr<Client> client = *Client::Create({.target = target});
       if (!client->WaitConnected(absl::Now() + absl::Seconds(10)).ok()) _exit(4);
       if (kind == "calls") FloodCalls(mode, *client, *ns);
+      if (kind == "queued") FloodQueued(mode, target, *ns);
       if (kind == "saves") FloodSaves(mode, *client, *ns, t);
       if (kind == "unread") FloodUnread(mode, target, *ns);
     });
