@@ -17,6 +17,7 @@
 #include "kvstore/base/log.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
+#include "kvstore/base/thread_preference.h"
 #include "kvstore/base/units.h"
 #include "kvstore/daemon/machine.h"
 #include "kvstore/daemon/monitoring.h"
@@ -190,6 +191,7 @@ absl::Status Daemon::State::OpenService() {
   options.calls = {.calls = config.limits.calls,
                    .calls_per_tenant = config.limits.calls_per_tenant,
                    .bytes = config.limits.call_bytes};
+  options.core_queue = config.limits.core_queue;
   options.connections_max = config.limits.connections;
   options.connections_per_uid_max = config.limits.connections_per_uid;
   for (const std::string& address : options.listen) {
@@ -315,6 +317,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(LoadedConfig config) {
   RaiseFileLimit();
   state->core =
       std::make_unique<EventLoop>("kv-core", state->config.limits.core_queue, state->clock);
+  state->core->RunAndWait([] { PreferThisThread(ThreadPreference::kBeforeBulk); });
   // From here on the destructor takes down whatever was opened.
   std::unique_ptr<Daemon> daemon(new Daemon(std::move(state)));
   RETURN_IF_ERROR(daemon->state_->OpenTiers());

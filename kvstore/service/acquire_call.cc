@@ -37,7 +37,8 @@ absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServ
     });
   }
   const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu()};
-  const bool is_posted = parts_.core.TryPost(
+  const bool is_posted = scope_.TryPost(
+      parts_.core_queue,
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks),
        options]() mutable { self->StartOnCore(std::move(key), std::move(blocks), options); });
   return is_posted ? absl::OkStatus() : CoreIsBusy();

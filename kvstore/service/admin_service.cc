@@ -213,6 +213,7 @@ class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>,
     };
     return new Refusal(status);
   }
+  const CallScope& scope() const { return scope_; }
   // Any thread.
   void End(absl::StatusOr<store::VerifyResult> result) {
     edge_.Post(
@@ -393,11 +394,12 @@ grpc::ServerWriteReactor<v1::VerifyResponse>* AdminService::Verify(
   const store::VerifyMode mode =
       request->repair() ? store::VerifyMode::kRepair : store::VerifyMode::kDropBad;
   std::shared_ptr<VerifyCall> call = VerifyCall::Start(parts_, *std::move(entered));
-  const bool is_posted = parts_.core.TryPost([&parts = parts_, call, tier = *tier, mode] {
-    parts.store.Verify(tier, mode, [call](absl::StatusOr<store::VerifyResult> result) {
-      call->End(std::move(result));
-    });
-  });
+  const bool is_posted =
+      call->scope().TryPost(parts_.core_queue, [&parts = parts_, call, tier = *tier, mode] {
+        parts.store.Verify(tier, mode, [call](absl::StatusOr<store::VerifyResult> result) {
+          call->End(std::move(result));
+        });
+      });
   if (!is_posted) call->End(CoreIsBusy());
   return call.get();
 }

@@ -55,9 +55,9 @@ absl::StatusOr<CallScope> EnterCall(const CallParts& parts, const Caller& caller
   scope.salt = parts.access.Now()->SaltOf(scope.tenant);
   scope.server_deadline = ServerDeadline(parts, context, kind);
   scope.entered = parts.clock.Now();
-  ASSIGN_OR_RETURN(
-      scope.ticket,
-      parts.gate.Admit(counted == Counted::kAsAdmin ? kAdminAccount : scope.tenant, request_bytes));
+  scope.request_bytes = request_bytes;
+  scope.account = counted == Counted::kAsAdmin ? kAdminAccount : scope.tenant;
+  ASSIGN_OR_RETURN(scope.ticket, parts.gate.Admit(scope.account, request_bytes));
   return scope;
 }
 
@@ -118,7 +118,7 @@ void UnaryCall::End(absl::Status status, Task fill, Task undo) {
 }
 
 void UnaryCall::PostToCore(Task work) {
-  if (!parts_.core.TryPost(std::move(work))) End(CoreIsBusy());
+  if (!scope_.TryPost(parts_.core_queue, std::move(work))) End(CoreIsBusy());
 }
 
 void UnaryCall::OnCancel() {

@@ -29,6 +29,7 @@
 #include "kvstore/service/call_gate.h"
 #include "kvstore/service/call_times.h"
 #include "kvstore/service/caller.h"
+#include "kvstore/service/core_queue.h"
 #include "kvstore/service/edge_pool.h"
 #include "kvstore/service/session_table.h"
 #include "kvstore/store/store.h"
@@ -38,7 +39,8 @@ namespace kvstore::service {
 // What the services of all callers share. All of it outlives them.
 struct CallParts {
   store::Store& store;
-  Executor& core;
+  Executor& core;  // for completions; calls take their turn:
+  CoreQueue& core_queue;
   EdgePool& edges;
   CallGate& gate;
   SessionTable& sessions;
@@ -63,9 +65,16 @@ struct CallScope {
   // deadline or one beyond kDeadlineMax.
   std::optional<absl::Duration> server_deadline;
   absl::Time entered;
+  size_t request_bytes = 0;
+  std::string account;  // whose turn the call takes at the core: the tenant's, or the admins'
   CallGate::Ticket ticket;
+
+  // False: CoreIsBusy().
+  [[nodiscard]] bool TryPost(CoreQueue& queue, Task task) const {
+    return queue.TryPost(account, request_bytes, std::move(task));
+  }
 };
-// Whose part of the gate a call takes. Those of the admin service are counted apart: who floods can
+// Whose part of the gate and of the core's time a call takes. Those of the admin service are counted apart: who floods can
 // still be looked at.
 enum class Counted { kForTenant, kAsAdmin };
 // Errors: ResourceExhausted; PermissionDenied; Unauthenticated and InvalidArgument, metadata.

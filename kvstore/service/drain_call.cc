@@ -36,7 +36,7 @@ grpc::ServerWriteReactor<v1::DrainResponse>* DrainCall::Refuse(const absl::Statu
 }
 
 void DrainCall::Begin() {
-  const bool is_posted = parts_.core.TryPost([self = shared_from_this()] {
+  const bool is_posted = scope_.TryPost(parts_.core_queue, [self = shared_from_this()] {
     self->parts_.store.Drain([self](absl::StatusOr<store::DrainResult> result) {
       self->edge_.Post([self, result = std::move(result)] { self->OnResult(result); });
     });

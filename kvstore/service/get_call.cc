@@ -25,6 +25,7 @@ absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerCo
   // A piece as we have it, and as gRPC has it until it is sent.
   ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk,
                                      request.ByteSizeLong() + 2 * kPieceBytesMax));
+  scope_.request_bytes = request.ByteSizeLong();
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(request.hashes(), request.tokens()));
   if (scope_.server_deadline.has_value()) {
@@ -36,7 +37,8 @@ absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerCo
       });
     });
   }
-  const bool is_posted = parts_.core.TryPost(
+  const bool is_posted = scope_.TryPost(
+      parts_.core_queue,
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
         if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
         ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant,

@@ -35,22 +35,14 @@ void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
   (void)answer(nullptr);
 }
 
-MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable& access,
-                                       store::Store& store, Executor& core, SessionTable& sessions,
-                                       SlabExporter exporter, CallGate& gate, CallTimes& times,
-                                       const Clock& clock)
+MemorySocketServer::MemorySocketServer(const Options& options, const CallParts& parts,
+                                       SlabExporter exporter)
     : options_(options),
-      access_(access),
-      store_(store),
-      core_(core),
-      sessions_(sessions),
+      parts_(parts),
       exporter_(std::move(exporter)),
-      gate_(gate),
-      times_(times),
-      clock_(clock),
       packet_(kAcquireRequestBytesMax),
       mailbox_(std::make_shared<Mailbox>()),
-      loop_({.thread_name = "kv-memory"}, clock, *this) {
+      loop_({.thread_name = "kv-memory", .is_preferred = true}, parts.clock, *this) {
   mailbox_->wake_up = loop_.wake_up();
 }
 
@@ -101,7 +93,7 @@ void MemorySocketServer::OnAccepted(UniqueFd fd, bool /*is_unix*/) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
-  std::optional<Caller> caller = access_.Now()->CallerOf(peer.uid);
+  std::optional<Caller> caller = parts_.access.Now()->CallerOf(peer.uid);
   if (!caller.has_value()) {
     if (counted_.refused++ % 1000 == 0) {
       Log(LogLevel::kWarning, "session refused: this uid may not connect",
@@ -129,7 +121,7 @@ void MemorySocketServer::OnAccepted(UniqueFd fd, bool /*is_unix*/) {
   ++silent_connections_;
   connections_.emplace(key, Connection{.fd = std::move(fd),
                                        .caller = *std::move(caller),
-                                       .hello_by = clock_.Now() + options_.handshake_time,
+                                       .hello_by = parts_.clock.Now() + options_.handshake_time,
                                        .packet_bytes_max = packet_bytes_max,
                                        .token = std::nullopt,
                                        .session = {},
@@ -206,8 +198,8 @@ MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection
   connection.is_waiting_for_core = true;
   connection.hello_by = absl::InfiniteFuture();
   --silent_connections_;
-  core_.Post([this, mailbox = mailbox_, &store = store_, &core = core_, key,
-              tenant_name = connection.tenant] {
+  parts_.core.Post([this, mailbox = mailbox_, &store = parts_.store, &core = parts_.core, key,
+                    tenant_name = connection.tenant] {
     absl::StatusOr<SessionId> session = store.OpenSession(tenant_name);
     mailbox->Put(key, [this, &store, &core, session](Connection* opened) {
       if (opened != nullptr) return FinishOpen(*opened, session);
@@ -227,8 +219,8 @@ MemorySocketServer::Outcome MemorySocketServer::OnMapSlab(uint64_t key, Connecti
                : Outcome::kClose;
   }
   connection.is_waiting_for_core = true;
-  core_.Post([this, mailbox = mailbox_, exporter = exporter_, key, request,
-              tenant = connection.tenant, access = connection.access] {
+  parts_.core.Post([this, mailbox = mailbox_, exporter = exporter_, key, request,
+                    tenant = connection.tenant, access = connection.access] {
     absl::StatusOr<ExportedSlab> slab =
         exporter(static_cast<tiers::TierKind>(request.tier), request.slab, tenant, access);
     mailbox->Put(key, [this, slab = std::move(slab)](Connection* mapped) {
@@ -244,27 +236,31 @@ MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connecti
   std::optional<AcquirePacket> request = DecodeAcquireRequest(packet);
   if (!request.has_value()) return OnMalformed(connection);
   // An operation in flight like any other of its tenant; gRPC says what bound is reached.
-  absl::StatusOr<CallGate::Ticket> ticket = gate_.Admit(connection.tenant, packet.size());
+  absl::StatusOr<CallGate::Ticket> ticket = parts_.gate.Admit(connection.tenant, packet.size());
   const bool fits = ticket.ok() && sizeof(AcquireReplyHeader) +
                                            request->hashes.size() * kAcquireReplyBytesPerBlock <=
                                        connection.packet_bytes_max;
   connection.is_waiting_for_core =
-      fits && core_.TryPost([this, entered = clock_.Now(), mailbox = mailbox_, &store = store_, key,
-                             session = connection.session, tenant = connection.tenant,
-                             salt = access_.Now()->SaltOf(connection.tenant),
-                             request = *std::move(request), ticket = *std::move(ticket)]() mutable {
-        mailbox->Put(key, [this, entered, ticket = std::move(ticket),
-                           reply = AcquireInPlace(store, session, tenant, salt, request)](
-                              Connection* asking) {
-          if (asking == nullptr) return Outcome::kClose;
-          if (reply.code == MemoryReplyCode::kOk) {
-            times_.Record(Operation::kAcquire, absl::StatusCode::kOk, clock_.Now() - entered);
-          }
-          return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
-                     ? Outcome::kKeep
-                     : Outcome::kClose;
-        });
-      });
+      fits &&
+      parts_.core_queue.TryPost(
+          connection.tenant, packet.size(),
+          [this, entered = parts_.clock.Now(), mailbox = mailbox_, &store = parts_.store, key,
+           session = connection.session, tenant = connection.tenant,
+           salt = parts_.access.Now()->SaltOf(connection.tenant), request = *std::move(request),
+           ticket = *std::move(ticket)]() mutable {
+            mailbox->Put(key, [this, entered, ticket = std::move(ticket),
+                               reply = AcquireInPlace(store, session, tenant, salt, request)](
+                                  Connection* asking) {
+              if (asking == nullptr) return Outcome::kClose;
+              if (reply.code == MemoryReplyCode::kOk) {
+                parts_.times.Record(Operation::kAcquire, absl::StatusCode::kOk,
+                                    parts_.clock.Now() - entered);
+              }
+              return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
+                         ? Outcome::kKeep
+                         : Outcome::kClose;
+            });
+          });
   if (connection.is_waiting_for_core) return Outcome::kKeep;
   const AcquireReply refusal{.code = MemoryReplyCode::kUseCall, .lease = 0, .blocks = {}};
   return SendPacket(connection.fd.get(), EncodeAcquireReply(refusal)) == SendResult::kSent
@@ -278,9 +274,9 @@ MemorySocketServer::Outcome MemorySocketServer::OnRelease(uint64_t key, Connecti
   const auto& in_flight = connection.releases_in_flight;
   connection.is_waiting_for_core =
       in_flight->fetch_add(1, std::memory_order_relaxed) + 1 >= kReleasesInFlightMax;
-  core_.Post([mailbox = mailbox_, &store = store_, key, session = connection.session,
-              lease = LeaseId(request.lease), in_flight,
-              must_answer = connection.is_waiting_for_core] {
+  parts_.core.Post([mailbox = mailbox_, &store = parts_.store, key, session = connection.session,
+                    lease = LeaseId(request.lease), in_flight,
+                    must_answer = connection.is_waiting_for_core] {
     store.Release(session, lease, {}).IgnoreError();  // it may have expired
     in_flight->fetch_sub(1, std::memory_order_relaxed);
     if (must_answer) mailbox->Put(key, [](Connection*) { return Outcome::kKeep; });
@@ -314,7 +310,7 @@ void MemorySocketServer::DrainMailbox() {
 }
 
 void MemorySocketServer::DropUnlisted() {
-  const std::shared_ptr<const AccessList> access = access_.Now();
+  const std::shared_ptr<const AccessList> access = parts_.access.Now();
   std::vector<uint64_t> unlisted;
   for (const auto& [key, connection] : connections_) {
     if (access->CallerOf(*connection.caller.uid) != connection.caller) unlisted.push_back(key);
@@ -329,10 +325,11 @@ MemorySocketServer::Outcome MemorySocketServer::FinishOpen(
     return Outcome::kClose;
   }
   connection.session = *session;
-  absl::StatusOr<SessionToken> token = sessions_.Add({.id = *session,
-                                                      .tenant = connection.tenant,
-                                                      .uid = connection.caller.uid.value_or(0),
-                                                      .access = connection.access});
+  absl::StatusOr<SessionToken> token =
+      parts_.sessions.Add({.id = *session,
+                           .tenant = connection.tenant,
+                           .uid = connection.caller.uid.value_or(0),
+                           .access = connection.access});
   if (!token.ok()) {
     CloseSession(*session);
     return Outcome::kClose;
@@ -358,7 +355,7 @@ MemorySocketServer::Outcome MemorySocketServer::FinishMap(
 }
 
 void MemorySocketServer::CloseSession(SessionId session) {
-  core_.Post([&store = store_, session] { store.CloseSession(session); });
+  parts_.core.Post([&store = parts_.store, session] { store.CloseSession(session); });
 }
 
 void MemorySocketServer::Close(uint64_t key) {
@@ -366,7 +363,7 @@ void MemorySocketServer::Close(uint64_t key) {
   Connection& connection = it->second;
   if (connection.hello_by != absl::InfiniteFuture()) --silent_connections_;
   if (connection.token.has_value()) {
-    sessions_.Remove(*connection.token);
+    parts_.sessions.Remove(*connection.token);
     CloseSession(connection.session);
   }
   auto of_uid = connections_by_uid_.find(connection.caller.uid.value_or(0));
@@ -376,7 +373,7 @@ void MemorySocketServer::Close(uint64_t key) {
 
 void MemorySocketServer::DropSilent() {
   if (silent_connections_ == 0) return;
-  const absl::Time now = clock_.Now();
+  const absl::Time now = parts_.clock.Now();
   std::vector<uint64_t> silent;
   for (const auto& [key, connection] : connections_) {
     if (connection.hello_by <= now) silent.push_back(key);

@@ -31,13 +31,10 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "kvstore/base/clock.h"
-#include "kvstore/base/executor.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
-#include "kvstore/service/call_gate.h"
-#include "kvstore/service/call_times.h"
+#include "kvstore/service/call.h"
 #include "kvstore/service/listening_socket.h"
 #include "kvstore/service/poll_loop.h"
 #include "kvstore/service/session_table.h"
@@ -64,11 +61,8 @@ class MemorySocketServer final : private PollLoop::Owner {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t incarnation = 0;
   };
-  // `access`, `store`, `core`, `sessions`, `gate` and `times` outlive the server; the core still
-  // runs when Stop() is called.
-  MemorySocketServer(const Options& options, const AccessTable& access, store::Store& store,
-                     Executor& core, SessionTable& sessions, SlabExporter exporter, CallGate& gate,
-                     CallTimes& times, const Clock& clock);
+  // What `parts` names outlives the server; the core still runs when Stop() is called.
+  MemorySocketServer(const Options& options, const CallParts& parts, SlabExporter exporter);
   ~MemorySocketServer() override;  // Stop()
 
   // Before Start().
@@ -138,14 +132,8 @@ class MemorySocketServer final : private PollLoop::Owner {
   void DropUnlisted();
 
   const Options options_;
-  const AccessTable& access_;
-  store::Store& store_;
-  Executor& core_;
-  SessionTable& sessions_;
+  const CallParts& parts_;
   const SlabExporter exporter_;
-  CallGate& gate_;
-  CallTimes& times_;
-  const Clock& clock_;
 
   // Confined to the server's thread once started.
   uint64_t next_key_ = 0;

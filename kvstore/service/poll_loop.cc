@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "kvstore/base/log.h"
+#include "kvstore/base/thread_preference.h"
 
 namespace kvstore::service {
 namespace {
@@ -61,6 +62,7 @@ void PollLoop::Stop() {
 }
 
 void PollLoop::Run() {
+  if (options_.is_preferred) PreferThisThread(ThreadPreference::kBeforeOthers);
   std::array<epoll_event, 64> events;
   for (;;) {
     const int count = epoll_wait(epoll_.get(), events.data(), events.size(), TimeoutMs());

@@ -78,7 +78,9 @@ absl::Status PutCall::OnHeader(const v1::PutRequest::Header& header) {
   RETURN_IF_ERROR(scope_.ticket.Grow(header.ByteSizeLong()));
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(header.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(header.hashes(), header.tokens()));
-  const bool is_posted = parts_.core.TryPost(
+  scope_.request_bytes = header.ByteSizeLong();
+  const bool is_posted = scope_.TryPost(
+      parts_.core_queue,
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
         if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
         ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant,

@@ -49,6 +49,7 @@ struct ServiceOptions {
   absl::Duration lease_time = absl::Seconds(30);
   absl::Duration handshake_time = absl::Seconds(5);
   CallGate::Limits calls;
+  size_t core_queue = 4096;  // calls that wait for the core
   size_t connections_max = 512;
   size_t connections_per_uid_max = 256;
   size_t edge_threads = 2;
