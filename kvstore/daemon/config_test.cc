@@ -195,6 +195,35 @@ TEST(Config, PrintedValuesCanBeGivenBack) {
   }
 }
 
+TEST(Config, ListsWhoseElementsHaveCommasCanBeGivenBackToo) {
+  const std::vector<std::string> names = {"a,b", "[c", "d\"\\\n"};
+  const auto first = Load(
+      "[tier.nvme]\ndirs = [\"/a\"]\nbytes = \"1GiB\"\nkey_file = \"/k\"\n"
+      "encrypt = ['a,b', '[c', \"d\\\"\\\\\\n\"]\n");
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->config.nvme.encrypt, names);
+  std::vector<std::string> sets;
+  for (const ConfigValue& value : first->values) sets.push_back(value.key + "=" + value.value);
+  const auto second = Load("", sets);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->config.nvme.encrypt, names);
+}
+
+TEST(Config, SetTakesAnIpv6Address) {
+  const auto loaded = Load("", {"server.http=[::1]:9090"});
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->config.server.http, "[::1]:9090");
+}
+
+TEST(Config, AQuotedNameWithADotIsRefused) {
+  EXPECT_THAT(ErrorOf("\"limits.calls\" = 5\n[limits]\ncalls = 6\n"), HasSubstr("a dot in"));
+}
+
+TEST(Config, CharactersBeyondAsciiAreNamedWhereTheyAreWrong) {
+  EXPECT_THAT(ErrorOf("\u030f"), HasSubstr("test.toml:1"));
+  EXPECT_TRUE(Load("# caf\u00e9\n").ok());
+}
+
 TEST(Config, AReloadTellsWhatNeedsARestart) {
   const ConfigChange change =
       CompareConfigs(*Load(""), *Load("", {"log.level=debug", "limits.calls=5"}));

@@ -220,6 +220,18 @@ TEST_F(StoreTest, LeasedBlocksAreNotEvicted) {
   EXPECT_EQ(f->core->Match(ns, Hashes(3, 40)).matched_blocks, 40u);
 }
 
+TEST_F(StoreTest, LeasesOfABlockLeaveRoomForWhoElseHoldsIt) {
+  StoreFixture::Options o;
+  o.store.leases_per_session_max = 100'000;
+  Make(o);
+  const auto hashes = Hashes(1, 1);
+  f->Put(session, ns, hashes);
+  f->Settle();  // its copy to NVMe held it, too
+  size_t leases = 0;
+  for (int i = 0; i < 66'000; ++i) leases += Acquire(hashes)->matched_blocks;
+  EXPECT_EQ(leases, 65'000u);
+}
+
 TEST_F(StoreTest, ExpiredLeaseLetsGoAndSaysSo) {
   const auto hashes = Hashes(1, 4);
   f->Put(session, ns, hashes);
