@@ -126,7 +126,7 @@ absl::Status ReadSet(const std::string& set, WrittenByKey* out) {
   const std::string key = set.substr(0, equals);
   const std::string text = set.substr(equals + 1);
   const ConfigKey* known = FindConfigKey(key);
-  if (text.starts_with("[")) {
+  if (text.starts_with("[") && text.ends_with("]")) {  // not [::1]:PORT
     toml::parse_result parsed = toml::parse(absl::StrCat("x = ", text));
     if (!parsed) {
       return absl::InvalidArgumentError(absl::StrCat(
