@@ -104,6 +104,12 @@ TEST(Config, SetTakesListsWithCommasOrAsToml) {
   EXPECT_THAT(Load("", {"auth.allow_uids=[7, 8]"})->config.auth.allow_uids, ElementsAre(7, 8));
 }
 
+TEST(Config, SetTakesAnIpv6AddressWhichIsNoList) {
+  const absl::StatusOr<LoadedConfig> loaded = Load("", {"server.http=[::1]:9464"});
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->config.server.http, "[::1]:9464");
+}
+
 TEST(Config, AnUnknownKeyIsRefusedWithKeyValueAndValidOnes) {
   EXPECT_THAT(ErrorOf("[tier.dram]\nbites = \"1GiB\"\n"),
               AllOf(HasSubstr("tier.dram.bites"), HasSubstr("'1GiB'"), HasSubstr("unknown key"),
@@ -140,6 +146,7 @@ TEST(Config, BadValuesAreRefusedWithKeyValueAndRange) {
       {"server.listen=", "empty list"},
       {"server.http=0.0.0.0:9464", "not a loopback address"},
       {"server.http=127.0.0.1", "no port"},
+      {"server.http=[::2]:1", "not a loopback address"},
       {"tier.dram.bytes=17GiB", "more than the memory of this machine or cgroup"},
       {"server.sessions_max=99999999999999999999", "not an integer"},
       {"auth.allow_uids=4294967295", "out of range"},
@@ -207,12 +214,6 @@ TEST(Config, ListsWhoseElementsHaveCommasCanBeGivenBackToo) {
   const auto second = Load("", sets);
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_EQ(second->config.nvme.encrypt, names);
-}
-
-TEST(Config, SetTakesAnIpv6Address) {
-  const auto loaded = Load("", {"server.http=[::1]:9090"});
-  ASSERT_TRUE(loaded.ok()) << loaded.status();
-  EXPECT_EQ(loaded->config.server.http, "[::1]:9090");
 }
 
 TEST(Config, AQuotedNameWithADotIsRefused) {

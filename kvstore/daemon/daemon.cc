@@ -25,6 +25,7 @@
 #include "kvstore/store/store.h"
 #include "tiers/dram/dram_tier.h"
 #include "tiers/gpu/gpu_tier.h"
+#include "tiers/nvme/master_keys.h"
 #include "tiers/nvme/nvme_tier.h"
 
 namespace kvstore::daemon {
@@ -87,6 +88,7 @@ struct Daemon::State {
   void NoteReload(const std::string& what, const absl::Status& status);
   std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
   void LogStart();
+  absl::Status ReloadKeys();
   absl::Status Drain(absl::Duration time);
 
   const Config config;
@@ -259,6 +261,13 @@ void Daemon::State::NoteReload(const std::string& what, const absl::Status& stat
   }
 }
 
+absl::Status Daemon::State::ReloadKeys() {
+  ASSIGN_OR_RETURN(auto keys, tiers::MasterKeys::Read(config.nvme.key_file));
+  absl::Status replaced;
+  core->RunAndWait([&] { replaced = nvme->ReplaceKeys(std::move(keys)); });
+  return replaced;
+}
+
 std::vector<service::DaemonFacts::ConfigRow> Daemon::State::ConfigRows() {
   absl::MutexLock lock(&mutex);
   std::vector<service::DaemonFacts::ConfigRow> rows;
@@ -357,6 +366,8 @@ void Daemon::ReloadAccess() {
     if (tenants.ok()) reloaded = state.service->ReloadTenants(*std::move(tenants));
     state.NoteReload("tenants file", reloaded);
   }
+  if (state.nvme != nullptr && !state.config.nvme.encrypt.empty())
+    state.NoteReload("key file", state.ReloadKeys());
   if (state.config.auth.tls_cert.empty()) return;
   absl::StatusOr<std::shared_ptr<const service::TlsContext>> tls =
       service::TlsContext::Load(TlsFilesOf(state.config));

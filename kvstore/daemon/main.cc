@@ -1,14 +1,17 @@
 // kvstored: command line, signals and exit codes.
 #include <signal.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <iostream>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <CLI/CLI.hpp>
 
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kvstore/base/log.h"
 #include "kvstore/daemon/config.h"
@@ -23,6 +26,8 @@ constexpr int kExitFailed = 1;
 constexpr int kExitBadConfig = 2;
 // SIGTERM ends the program within 10 s: drain, then a second for calls in progress, then the rest.
 constexpr absl::Duration kDrainTime = absl::Seconds(6);
+// What has not ended then waits for a device that does not answer.
+constexpr absl::Duration kStopTime = absl::Seconds(9);
 
 constexpr char kFooter[] =
     "Examples:\n"
@@ -30,8 +35,9 @@ constexpr char kFooter[] =
     "  kvstored --set tier.dram.bytes=16GiB --set tier.nvme.dirs=/var/lib/kvstore --set "
     "tier.nvme.bytes=200GiB\n"
     "  kvstored --config /etc/kvstore/kvstored.toml --check-config\n"
-    "\nSIGTERM drains and exits 0 within 10 s. SIGHUP reads the configuration, the tenants file\n"
-    "and the certificates again.\n"
+    "\nSIGTERM drains and exits 0 within 10 s (1: a device did not answer). SIGHUP reads the "
+    "configuration, the tenants file,\n"
+    "the certificates and the key file again.\n"
     "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.\n\nKeys:\n";
 
 struct Arguments {
@@ -64,6 +70,18 @@ sigset_t BlockSignals() {
   return signals;
 }
 
+// Ends the program after kStopTime, whatever waits for what. A thread that the kernel itself holds
+// in a request to a device keeps the process in the process table until that is answered.
+void EndInTime() {
+  std::thread([] {
+    absl::SleepFor(kStopTime);
+    Log(LogLevel::kError,
+        "ended without waiting for a device that does not answer; what it has not taken is lost",
+        {{"after", absl::FormatDuration(kStopTime)}});
+    _exit(kExitFailed);
+  }).detach();
+}
+
 void ReloadFrom(const Arguments& arguments, const Machine& machine, Daemon* daemon) {
   // Also when the configuration is wrong: taking access away must not wait for that.
   daemon->ReloadAccess();
@@ -94,6 +112,7 @@ int Serve(const Arguments& arguments, const Machine& machine, LoadedConfig loade
     SdNotify("READY=1");
   }
   SdNotify("STOPPING=1");
+  EndInTime();
   absl::Status stopped = (*daemon)->Stop(kDrainTime);
   if (!stopped.ok()) Log(LogLevel::kWarning, "drain was cut short", {{"status", stopped}});
   Log(LogLevel::kInfo, "stopped");

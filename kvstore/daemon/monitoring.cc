@@ -1,6 +1,5 @@
 #include "kvstore/daemon/monitoring.h"
 
-#include <map>
 #include <utility>
 
 #include "kvstore/base/log.h"
@@ -13,20 +12,6 @@ namespace {
 
 using metrics::HttpAnswer;
 using metrics::MetricsSnapshot;
-
-// Core thread.
-std::vector<metrics::TenantRow> TenantRows(const store::Store& store) {
-  std::map<std::string, metrics::TenantRow> rows;
-  for (const store::NamespaceRow& ns : store.ListNamespaces()) {
-    metrics::TenantRow& row = rows[ns.spec.tenant];
-    row.tenant = ns.spec.tenant;
-    for (size_t t = 0; t < ns.bytes_by_tier.size(); ++t)
-      row.bytes_by_tier[t] += ns.bytes_by_tier[t];
-  }
-  std::vector<metrics::TenantRow> list;
-  for (auto& [name, row] : rows) list.push_back(std::move(row));
-  return list;
-}
 
 // The part of a snapshot that the core need not make.
 void AddRest(const MonitoredParts& parts, absl::Time started, MetricsSnapshot* snapshot) {
@@ -53,7 +38,7 @@ struct Source {
               return parts.core.TryPost([&store = parts.store, answer] {
                 MetricsSnapshot snapshot;
                 snapshot.store = store.status();
-                snapshot.tenants = TenantRows(store);
+                snapshot.tenants = store.ListTenants();
                 answer(std::move(snapshot));
               });
             },

@@ -69,6 +69,19 @@ void WriteTierLevels(MetricsPage* page, const StoreStatus& s) {
                    uint64_t{row.state == state});
     }
   }
+  page->Family("kvstore_tiers_breaker_state", kGauge,
+               "1 for the state that the breaker of the tier's device is in.");
+  for (const TierRow& row : s.tiers) {
+    for (const tiers::BreakerState state :
+         {tiers::BreakerState::kClosed, tiers::BreakerState::kOpen,
+          tiers::BreakerState::kHalfOpen}) {
+      page->Sample({{"tier", tiers::TierName(row.kind)}, {"state", tiers::BreakerName(state)}},
+                   uint64_t{row.breaker == state});
+    }
+  }
+  ByTier(page, s, "kvstore_tiers_breaker_openings_total", kCounter,
+         "Times that the tier's device was given up.",
+         [](const TierRow& t) { return t.stats.breaker_openings; });
 }
 
 void WriteTierTraffic(MetricsPage* page, const StoreStatus& s) {
@@ -197,31 +210,73 @@ void WriteDoors(MetricsPage* page, const std::vector<std::pair<std::string, uint
   }
 }
 
-uint64_t TotalBytes(const TenantRow& row) {
+uint64_t TotalBytes(const store::TenantRow& row) {
   uint64_t total = 0;
-  for (const uint64_t bytes : row.bytes_by_tier) total += bytes;
+  for (const store::TenantRow::InTier& tier : row.tiers) total += tier.used_bytes;
   return total;
 }
 
-void WriteTenants(MetricsPage* page, const MetricsSnapshot& snapshot) {
-  std::vector<TenantRow> rows = snapshot.tenants;
-  std::ranges::sort(rows, [](const TenantRow& a, const TenantRow& b) {
-    return std::make_pair(TotalBytes(b), a.tenant) < std::make_pair(TotalBytes(a), b.tenant);
+// The largest tenants; all others as one row, whose quotas and shares mean nothing.
+std::vector<store::TenantRow> LabelledTenants(std::vector<store::TenantRow> rows) {
+  std::ranges::sort(rows, [](const store::TenantRow& a, const store::TenantRow& b) {
+    return std::make_pair(TotalBytes(b), a.name) < std::make_pair(TotalBytes(a), b.name);
   });
-  while (rows.size() > kTenantLabelsMax + 1) {
-    const TenantRow last = std::move(rows.back());
-    rows.pop_back();
-    for (size_t t = 0; t < last.bytes_by_tier.size(); ++t)
-      rows[kTenantLabelsMax].bytes_by_tier[t] += last.bytes_by_tier[t];
-  }
-  if (rows.size() > kTenantLabelsMax) rows[kTenantLabelsMax].tenant = kOtherTenants;
-  page->Family("kvstore_store_tenant_bytes", kGauge,
-               "Bytes that a tenant's blocks take in a tier; the smaller tenants together.");
-  for (const TenantRow& row : rows) {
-    for (const TierRow& tier : snapshot.store.tiers) {
-      page->Sample({{"tenant", row.tenant}, {"tier", tiers::TierName(tier.kind)}},
-                   row.bytes_by_tier[static_cast<size_t>(tier.kind)]);
+  if (rows.size() <= kTenantLabelsMax) return rows;
+  store::TenantRow& others = rows[kTenantLabelsMax];
+  others.name = kOtherTenants;
+  for (store::TenantRow::InTier& tier : others.tiers) tier.quota_bytes = tier.share_bytes = 0;
+  for (size_t i = kTenantLabelsMax + 1; i < rows.size(); ++i) {
+    const store::TenantRow& row = rows[i];
+    for (size_t t = 0; t < others.tiers.size(); ++t) {
+      others.tiers[t].used_bytes += row.tiers[t].used_bytes;
+      others.tiers[t].evicted_pages += row.tiers[t].evicted_pages;
     }
+    others.sessions += row.sessions;
+    others.leases += row.leases;
+    others.leased_blocks += row.leased_blocks;
+    others.reserved_blocks += row.reserved_blocks;
+    others.moves += row.moves;
+  }
+  rows.resize(kTenantLabelsMax + 1);
+  return rows;
+}
+
+void WriteTenants(MetricsPage* page, const MetricsSnapshot& snapshot) {
+  const std::vector<store::TenantRow> rows = LabelledTenants(snapshot.tenants);
+  using InTier = store::TenantRow::InTier;
+  const std::tuple<const char*, MetricType, const char*, uint64_t InTier::*> by_tier[] = {
+      {"bytes", kGauge, "Bytes that a tenant uses of a tier; the smaller tenants together.",
+       &InTier::used_bytes},
+      {"quota_bytes", kGauge, "What a tenant may use of a tier; 0: no quota.",
+       &InTier::quota_bytes},
+      {"share_bytes", kGauge, "What no tenant above its own share can take away; 0 while unused.",
+       &InTier::share_bytes},
+      {"evicted_pages_total", kCounter, "Copies of a tenant that were removed to make room.",
+       &InTier::evicted_pages},
+  };
+  for (const auto& [name, type, help, member] : by_tier) {
+    page->Family(std::string("kvstore_store_tenant_") + name, type, help);
+    for (const store::TenantRow& row : rows) {
+      // Who is among the others changes: their sum could fall.
+      if (type == kCounter && row.name == kOtherTenants) continue;
+      for (const InTier& tier : row.tiers)
+        page->Sample({{"tenant", row.name}, {"tier", tiers::TierName(tier.kind)}}, tier.*member);
+    }
+  }
+  const std::tuple<const char*, const char*, size_t store::TenantRow::*> levels[] = {
+      {"sessions", "Sessions of a tenant.", &store::TenantRow::sessions},
+      {"leases", "Leases that a tenant's clients hold.", &store::TenantRow::leases},
+      {"pins", "Blocks that a tenant's leases keep from eviction, once a lease.",
+       &store::TenantRow::leased_blocks},
+      {"reserved_blocks", "Blocks that a tenant has reserved and not committed.",
+       &store::TenantRow::reserved_blocks},
+      {"moves", "Moves between tiers for a tenant, waiting or under way.",
+       &store::TenantRow::moves},
+  };
+  for (const auto& [name, help, member] : levels) {
+    page->Family(std::string("kvstore_store_tenant_") + name, kGauge, help);
+    for (const store::TenantRow& row : rows)
+      page->Sample({{"tenant", row.name}}, uint64_t{row.*member});
   }
 }
 

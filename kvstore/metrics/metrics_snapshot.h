@@ -26,11 +26,6 @@ struct OperationRow {
   LatencyHistogram::Snapshot times;
 };
 
-struct TenantRow {
-  std::string tenant;
-  std::array<uint64_t, tiers::kNumTierKinds> bytes_by_tier{};
-};
-
 struct MetricsSnapshot {
   std::string version;
   std::string commit;
@@ -38,7 +33,7 @@ struct MetricsSnapshot {
   std::vector<std::string> degraded;  // of the daemon; tiers name theirs in `store`
   store::StoreStatus store;
   std::vector<OperationRow> operations;
-  std::vector<TenantRow> tenants;
+  std::vector<store::TenantRow> tenants;
   std::vector<std::pair<std::string, uint64_t>> doors;  // as in kvctl status: name, value
   uint64_t core_queue = 0;                              // tasks that wait for the core
 };

@@ -40,7 +40,11 @@ TEST(RenderMetrics, HasTheProofCountersByTierAndReason) {
 TEST(RenderMetrics, TenantLabelsAreBoundedAndLoseNoByte) {
   MetricsSnapshot snapshot = Some();
   for (uint64_t i = 1; i <= 1000; ++i)
-    snapshot.tenants.push_back({.tenant = "t" + std::to_string(i), .bytes_by_tier = {0, i, 0}});
+    snapshot.tenants.push_back(
+        {.name = "t" + std::to_string(i),
+         .tiers = {{.kind = tiers::TierKind::kDram, .quota_bytes = 2 * i, .used_bytes = i},
+                   {.kind = tiers::TierKind::kNvme}},
+         .leased_blocks = 3});
   const std::string text = RenderMetrics(snapshot);
   size_t labels = 0;
   for (size_t at = 0; (at = text.find("kvstore_store_tenant_bytes{", at)) != std::string::npos;
@@ -50,7 +54,11 @@ TEST(RenderMetrics, TenantLabelsAreBoundedAndLoseNoByte) {
   EXPECT_THAT(text, HasSubstr("{tenant=\"t1000\",tier=\"dram\"} 1000\n"));
   EXPECT_THAT(text, Not(HasSubstr("tenant=\"t1\"")));
   // 1 + ... + 968, those that are not among the 32 largest.
-  EXPECT_THAT(text, HasSubstr("{tenant=\"_other\",tier=\"dram\"} 468996\n"));
+  EXPECT_THAT(text, HasSubstr("tenant_bytes{tenant=\"_other\",tier=\"dram\"} 468996\n"));
+  EXPECT_THAT(text, HasSubstr("tenant_quota_bytes{tenant=\"t1000\",tier=\"dram\"} 2000\n"));
+  EXPECT_THAT(text, HasSubstr("tenant_quota_bytes{tenant=\"_other\",tier=\"dram\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("tenant_pins{tenant=\"t1000\"} 3\n"));
+  EXPECT_THAT(text, HasSubstr("tenant_pins{tenant=\"_other\"} 2904\n"));
 }
 
 TEST(RenderHealth, TellsWhatStateTheDaemonIsIn) {

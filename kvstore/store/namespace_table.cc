@@ -132,9 +132,12 @@ absl::StatusOr<Namespace*> NamespaceTable::Restore(std::string_view record) {
   if (Namespace* known = Find(spec.ComputeFingerprint())) {
     known->epoch = std::max(known->epoch, epoch);
     epochs_[known->id.value()].epoch = known->epoch;
+    known->is_kept = true;
     return known;
   }
-  return Add(spec, std::move(name), epoch);
+  ASSIGN_OR_RETURN(Namespace * restored, Add(spec, std::move(name), epoch));
+  restored->is_kept = true;
+  return restored;
 }
 
 const Namespace* NamespaceTable::Find(const Fingerprint& fingerprint) const {

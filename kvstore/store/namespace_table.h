@@ -31,6 +31,7 @@ struct Namespace {
   uint64_t epoch = 1;
   NamespaceId id;        // of the present epoch
   bool is_open = false;  // by a client since start; else only found on disk
+  bool is_kept = false;  // by the durable tier, which has it or writes it before any page
 };
 
 // One epoch of a namespace.

@@ -153,21 +153,20 @@ void Store::OpenNamespace(const NamespaceSpec& spec, std::string name,
 
 void Store::OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
                                absl::AnyInvocable<void(absl::StatusOr<OpenedNamespace>)> done) {
-  const bool was_known =
-      spec.Validate().ok() && state_->namespaces.Find(spec.ComputeFingerprint()) != nullptr;
   const std::string called = name;
   const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
   if (!ns.ok()) return done(ns.status());
   if (absl::Status s = state_->copies.OpenPools(**ns); !s.ok()) return done(s);
   if (state_->tiers.nvme != nullptr) state_->tiers.nvme->NameNamespace((*ns)->fingerprint, called);
-  if (was_known || state_->tiers.nvme == nullptr) return done(Opened(**ns));
+  if ((*ns)->is_kept || state_->tiers.nvme == nullptr) return done(Opened(**ns));
   state_->tiers.nvme->SaveMetadata(
       absl::StrCat(std::string(kNamespaceKeyPrefix), (*ns)->fingerprint.Hex()),
       NamespaceTable::EncodeRecord(**ns),
-      [opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
+      [this, opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
         // A disk that does not answer must not keep engines from starting: the tier writes the
         // record before any page when it is back.
         if (!status.ok() && !absl::IsUnavailable(status)) return done(status);
+        if (Namespace* kept = state_->namespaces.Find(opened.fingerprint)) kept->is_kept = true;
         done(opened);
       });
 }

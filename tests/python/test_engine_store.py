@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,38 @@ def test_a_daemon_killed_at_any_moment_costs_only_the_reuse(model, daemon, tmp_p
         report = request.finish(process)
         assert same_bits(report, expected), f"kill {kill} of seed {seed}"
         daemon.start()
+
+
+def test_a_rolling_restart_under_running_engines_costs_only_misses(model, daemon, tmp_path):
+    lengths = (200, PROMPT_TOKENS)
+    folders = [tmp_path / str(length) for length in lengths]
+    for folder in folders:
+        folder.mkdir()
+    requests = [Request(model, folder, length) for folder, length in zip(folders, lengths)]
+    expected = [request.run() for request in requests]
+    has_ended = threading.Event()
+    reports = [[], []]
+
+    def engine(which):
+        while not has_ended.is_set():
+            reports[which].append(requests[which].run(daemon.target))
+
+    with ThreadPoolExecutor() as pool:
+        engines = [pool.submit(engine, which) for which in range(2)]
+        try:
+            for _ in range(4):
+                time.sleep(1)
+                daemon.kvctl("drain")
+                restart(daemon)
+        finally:
+            has_ended.set()
+        for running in engines:
+            running.result()
+    for which in range(2):
+        assert len(reports[which]) >= 4
+        for number, report in enumerate(reports[which]):
+            assert same_bits(report, expected[which]), f"request {number}"
+    assert any(report["reused_tokens"] > 0 for report in reports[1]), "nothing was ever reused"
 
 
 def test_flipped_bits_on_disk_are_recomputed_and_counted(model, daemon, tmp_path):

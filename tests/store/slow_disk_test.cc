@@ -207,6 +207,22 @@ TEST(WriteBehind, BlocksThatAreRefusedDoNotKeepOthersFromADiskThatIsBack) {
   EXPECT_EQ(f.core->List(other, TierKind::kNvme, 100).size(), 20u);
 }
 
+TEST_F(SlowDiskTest, ANamespaceThatCouldNotBeKeptIsNotOpenAtTheSecondTryEither) {
+  f->nvme.FailMetadata(absl::DataLossError("the index is damaged"));
+  absl::StatusOr<store::Store::OpenedNamespace> opened;
+  const auto open = [&] {
+    f->core->OpenNamespace(TestSpec("other"), "", [&](const auto& answer) { opened = answer; });
+    f->Settle();
+  };
+  for (int i = 0; i < 2; ++i) {
+    open();
+    EXPECT_TRUE(absl::IsDataLoss(opened.status())) << opened.status();
+  }
+  f->nvme.FailMetadata(absl::OkStatus());
+  open();
+  EXPECT_TRUE(opened.ok()) << opened.status();
+}
+
 TEST_F(SlowDiskTest, ANamespaceOpensWithoutItsDisk) {
   f->nvme.FailMetadata(absl::UnavailableError("not now"));
   EXPECT_NE(f->Open(TestSpec("other")).id, ns);

@@ -4,7 +4,7 @@
 //   1 8f3c...
 //   2 a07e...
 //
-// To rotate, add a line with a higher ID and restart: what is written from then on is under it.
+// To rotate, add a line with a higher ID and send SIGHUP: what is written then is under it.
 // Pages of a key that is taken out of the file are dropped at the next start.
 #pragma once
 

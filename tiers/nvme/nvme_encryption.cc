@@ -68,6 +68,12 @@ void NvmeTier::SaveSecrets(Done done) {
   });
 }
 
+// What is written from now on waits for the secrets that know the new keys.
+absl::Status NvmeTier::ReplaceKeys(std::shared_ptr<const MasterKeys> master_keys) {
+  if (encryption_ == nullptr) return absl::FailedPreconditionError("nvme: nothing is encrypted");
+  return encryption_->ReplaceKeys(std::move(master_keys));
+}
+
 void NvmeTier::EraseEpochs(const Fingerprint& fingerprint, uint64_t epoch, Done done) {
   if (is_stopped_) return Fail(std::move(done), absl::UnavailableError("nvme: stopped"));
   if (encryption_ == nullptr || !encryption_->Erase(fingerprint, epoch)) {

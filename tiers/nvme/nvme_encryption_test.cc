@@ -153,6 +153,33 @@ TEST_F(NvmeEncryptionTest, OldKeysReadUntilTheyAreTakenOut) {
   EXPECT_EQ(CountReadable(), 4u);
 }
 
+TEST_F(NvmeEncryptionTest, KeysRotateWithoutARestart) {
+  const auto replace = [this](RunningTier& running, const std::string& keys) {
+    WriteKeys(keys);
+    absl::Status status;
+    running.OnCore([&] { status = running.tier().ReplaceKeys(*MasterKeys::Read(key_file_)); });
+    return status;
+  };
+  const std::string first = "1 " + std::string(64, 'a') + "\n";
+  const std::string second = "2 " + std::string(64, 'b') + "\n";
+  {
+    auto running = Start();
+    const TestPage before(1, kTestShape), after(2, kTestShape);
+    const PageId old_page = *running->Store(before);
+    EXPECT_THAT(std::string(replace(*running, "1 " + std::string(64, 'c') + "\n").message()),
+                HasSubstr("is not the key 1"));
+    EXPECT_EQ(replace(*running, first + second), absl::OkStatus());
+    const PageId new_page = *running->Store(after);
+    EXPECT_THAT(std::string(replace(*running, second).message()), HasSubstr("lacks key 1"));
+    EXPECT_EQ(running->Check(old_page, before), absl::OkStatus());
+    EXPECT_EQ(running->Check(new_page, after), absl::OkStatus());
+  }
+  WriteKeys(first + second);
+  EXPECT_EQ(CountReadable(), 2u);
+  WriteKeys(second);
+  EXPECT_EQ(CountReadable(), 1u) << "what was written after the rotation is under the new key";
+}
+
 TEST_F(NvmeEncryptionTest, ClearedEpochsCannotBeReadFromAnyCopyOfTheDisk) {
   const Fingerprint fingerprint = TestPage::Identity(0, kTestShape).fingerprint;
   StoreSome(0, 3);

@@ -93,6 +93,10 @@ class NvmeTier final : public DurableTier {
   void NameNamespace(const Fingerprint& fingerprint, std::string_view name) override;
   void EraseEpochs(const Fingerprint& fingerprint, uint64_t epoch, Done done) override;
 
+  // From now on the newest of these encrypts. Errors: as PageEncryption::ReplaceKeys();
+  // FailedPrecondition, nothing is encrypted.
+  absl::Status ReplaceKeys(std::shared_ptr<const MasterKeys> master_keys);
+
   const RecoveryCounts& recovery() const { return recovery_; }
   const NvmeLayout& layout() const { return layout_; }
   uint64_t index_disk_bytes() const { return index_->disk_bytes(); }

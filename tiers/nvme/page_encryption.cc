@@ -47,32 +47,53 @@ absl::StatusOr<std::unique_ptr<PageEncryption>> PageEncryption::Create(
     encryption->names_.insert(std::move(name));
   }
   if (!secrets.empty()) RETURN_IF_ERROR(encryption->Decode(secrets));
-  RETURN_IF_ERROR(encryption->CheckKeys());
-  for (const MasterKeys::Key& key : encryption->master_keys_->keys()) {
-    encryption->key_checks_[key.id] = KeyCheck(key.bytes);
-  }
+  RETURN_IF_ERROR(encryption->CheckKeys(*encryption->master_keys_));
+  encryption->NoteKeys();
   return encryption;
 }
 
+absl::Status PageEncryption::ReplaceKeys(std::shared_ptr<const MasterKeys> master_keys) {
+  RETURN_IF_ERROR(CheckKeys(*master_keys));
+  for (const MasterKeys::Key& key : master_keys_->keys()) {
+    if (master_keys->Find(key.id) == nullptr) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("nvme: ", master_keys->name(), " lacks key ", key.id,
+                       ", which is in use; to lose the pages under it, restart the daemon"));
+    }
+  }
+  master_keys_ = std::move(master_keys);
+  NoteKeys();
+  for (auto& [id, epoch] : ciphers_) {
+    epoch.cipher =
+        std::make_shared<const PageCipher>(master_keys_, id.first, id.second, epoch.secret);
+  }
+  ++version_;
+  return absl::OkStatus();
+}
+
+void PageEncryption::NoteKeys() {
+  for (const MasterKeys::Key& key : master_keys_->keys()) key_checks_[key.id] = KeyCheck(key.bytes);
+}
+
 // A wrong key would make every page a miss, and nobody would know why.
-absl::Status PageEncryption::CheckKeys() const {
+absl::Status PageEncryption::CheckKeys(const MasterKeys& keys) const {
   std::vector<uint32_t> known;
   bool has_one = false;
   for (const auto& [id, check] : key_checks_) {
     known.push_back(id);
-    const MasterKeys::Key* key = master_keys_->Find(id);
+    const MasterKeys::Key* key = keys.Find(id);
     if (key == nullptr) continue;
     has_one = true;
     if (KeyCheck(key->bytes) != check) {
       return absl::FailedPreconditionError(
-          absl::StrCat("nvme: key ", id, " in ", master_keys_->name(), " is not the key ", id,
+          absl::StrCat("nvme: key ", id, " in ", keys.name(), " is not the key ", id,
                        " that the directory was written with; give the right key file, "
                        "or empty the directory to lose its pages"));
     }
   }
   if (has_one || known.empty()) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "nvme: ", master_keys_->name(), " has none of the keys (ID ", absl::StrJoin(known, ", "),
+      "nvme: ", keys.name(), " has none of the keys (ID ", absl::StrJoin(known, ", "),
       ") that the directory was written with; give the right key file, or empty the directory to "
       "lose its pages"));
 }

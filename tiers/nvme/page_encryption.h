@@ -35,6 +35,9 @@ class PageEncryption {
       std::vector<std::string> namespaces, std::shared_ptr<const MasterKeys> master_keys,
       std::string_view secrets);
 
+  // From now on the newest of these encrypts. Errors: FailedPrecondition, a key that the running
+  // daemon has is not among them, or one is not the key of its ID; then nothing has changed.
+  absl::Status ReplaceKeys(std::shared_ptr<const MasterKeys> master_keys);
   // The namespace is called that, among other names.
   void Name(const Fingerprint& fingerprint, std::string_view name);
   bool Covers(const Fingerprint& fingerprint) const;
@@ -66,10 +69,11 @@ class PageEncryption {
   explicit PageEncryption(std::shared_ptr<const MasterKeys> master_keys)
       : master_keys_(std::move(master_keys)) {}
   absl::Status Decode(std::string_view bytes);
-  absl::Status CheckKeys() const;
+  absl::Status CheckKeys(const MasterKeys& keys) const;
+  void NoteKeys();
   void Add(const EpochId& id, const EpochSecret& secret);
 
-  const std::shared_ptr<const MasterKeys> master_keys_;
+  std::shared_ptr<const MasterKeys> master_keys_;
   bool covers_all_ = false;
   std::set<std::string, std::less<>> names_;
   std::set<Fingerprint> covered_;
