@@ -329,6 +329,21 @@ void AddTierKeys(std::vector<ConfigKey>* keys) {
        },
        .print =
            [](const Config& c) { return c.dram.hugepages == HugePages::kAuto ? "auto" : "off"; }});
+  keys->push_back(
+      {.name = "tier.dram.backing",
+       .type = "name",
+       .default_text = "none",
+       .valid = "none, kept",
+       .meaning =
+           "kept: the memory outlives the daemon; systemd (FileDescriptorStoreMax=) or kvkeep "
+           "holds it",
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         if (v[0] != "none" && v[0] != "kept") return absl::InvalidArgumentError("no such name");
+         c->dram.backing = v[0] == "kept" ? Backing::kKept : Backing::kNone;
+         return absl::OkStatus();
+       },
+       .print =
+           [](const Config& c) { return c.dram.backing == Backing::kKept ? "kept" : "none"; }});
   keys->push_back({.name = "tier.nvme.dirs",
                    .type = "list of paths",
                    .default_text = "(no NVMe tier)",

@@ -119,8 +119,8 @@ TEST(Config, AnUnknownKeyIsRefusedWithKeyValueAndValidOnes) {
 }
 
 TEST(Config, KeysOfLaterVersionsAreUnknown) {
-  for (const char* set : {"tier.dram.backing=/a", "tier.peer.listen=a", "tier.shared.url=redis://a",
-                          "policy.admit=always", "policy.prefetch=none"}) {
+  for (const char* set : {"tier.peer.listen=a", "tier.shared.url=redis://a", "policy.admit=always",
+                          "policy.prefetch=none"}) {
     EXPECT_THAT(ErrorOf("", {set}), HasSubstr("unknown key")) << set;
   }
 }
@@ -135,6 +135,7 @@ TEST(Config, BadValuesAreRefusedWithKeyValueAndRange) {
       {"tier.dram.bytes=101%", "tier.dram.bytes"},
       {"tier.dram.bytes=1KiB", "out of range"},
       {"tier.dram.hugepages=maybe", "valid: auto, off"},
+      {"tier.dram.backing=/dev/shm/kv", "valid: none, kept"},
       {"tier.gpu.device=cuda:0", "valid: host"},
       {"tier.nvme.bytes=10%", "tier.nvme.bytes"},
       {"tier.nvme.dirs=relative", "absolute"},

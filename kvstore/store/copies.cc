@@ -99,6 +99,8 @@ void Copies::RemoveCopy(NodeId id, TierKind kind) {
 
 void Copies::Publish(NodeId id, TierKind kind, Recency recency) {
   index_.Publish(id, Pos(kind));
+  if (kind != TierKind::kNvme && tier(kind)->durable() != nullptr)
+    tier(kind)->NotePublished(page(id, kind), IdentityOf(id));
   unwritable_.erase(id);
   ++PagesIn(id, kind);
   const PoolId pool = PoolOf(id);

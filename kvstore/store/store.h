@@ -245,7 +245,7 @@ class Store {
   Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock);
   ~Store();  // no operation may be in flight in a tier: call Tier::Stop() first
 
-  // Begins recovery from the durable tier; blocks become matchable as they are known. `on_finished`
+  // Begins recovery from the durable tiers; blocks become matchable as they are known. `on_finished`
   // once. Call once, first.
   void Start(absl::AnyInvocable<void(absl::Status)> on_finished);
 

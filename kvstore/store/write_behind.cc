@@ -27,6 +27,14 @@ void WriteBehind::OnPublished(NodeId id, TierKind kind) {
   if (!Start(id, kind)) ++copies_.store_counters().skipped_writes;
 }
 
+void WriteBehind::OnRecovered(NodeId id, TierKind kind) {
+  const bool is_above_nvme = kind == TierKind::kDram;
+  const policy::WriteMode mode = is_above_nvme ? policy_.write_to_nvme : policy_.write_to_dram;
+  if (mode == policy::WriteMode::kBack) return;  // it stays dirty until there is need
+  copies_.MarkUnwritable(id);
+  ArmRetry();
+}
+
 bool WriteBehind::Start(NodeId id, TierKind kind) {
   const tiers::Tier* colder = copies_.ColderTier(kind);
   if (colder == nullptr) return false;

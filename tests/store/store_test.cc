@@ -448,7 +448,7 @@ TEST_F(StoreTest, NameOfAnotherSpecIsRefusedNamingTheField) {
 
 TEST_F(StoreTest, RecoveryRestoresNamespacesAndBlocksAndRefusesOldEpochs) {
   Make(Without(false, true));
-  const std::string record = f->nvme.metadata().begin()->second;
+  const std::string record = f->nvme.saved_metadata().begin()->second;
   const auto hashes = Hashes(1, 4);
 
   StoreFixture g(Without(false, true));
@@ -479,7 +479,7 @@ TEST_F(StoreTest, OpeningAndClearingWaitForTheNamespacesOnDisk) {
   Make(Without(false, true));
   f->core->Clear("default", opened.fingerprint, [](absl::Status) {});
   f->Settle();
-  const auto [key, record] = *f->nvme.metadata().begin();  // of epoch 2
+  const auto [key, record] = *f->nvme.saved_metadata().begin();  // of epoch 2
 
   StoreFixture g(Without(false, true));
   g.nvme.AddRecoveredMetadata(key, record);

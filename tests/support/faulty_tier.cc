@@ -100,7 +100,9 @@ tiers::TierStats FaultyTier::stats() const {
 void FaultyTier::Recover(RecoveryHooks hooks) {
   auto shared = std::make_shared<RecoveryHooks>(std::move(hooks));
   executor_.Post([this, shared] {
-    for (const auto& [key, value] : metadata_) shared->on_metadata(key, value);
+    if (!options_.is_kept) {
+      for (const auto& [key, value] : metadata_) shared->on_metadata(key, value);
+    }
     std::vector<tiers::RecoveredPage> pages;
     for (const auto& [pool, identity] : recovered_) {
       const absl::StatusOr<PageId> page = slots_.Reserve(pool);
