@@ -86,7 +86,9 @@ def test_the_page_is_what_prometheus_reads(monitored, stored):
             assert set(sample.labels) <= LABELS, sample
     needed = ("store_verify", "store_verify_fail", "store_deadline_miss", "tiers_quarantine_pages", "tiers_hit_pages", "tiers_read_bytes",
               "tiers_write_bytes", "tiers_load_seconds", "service_call_seconds", "service_calls", "store_leases", "store_sessions",
-              "daemon_core_queue_tasks", "tiers_waiting_moves", "service_connections", "daemon_build_info", "store_tenant_bytes")
+              "daemon_core_queue_tasks", "tiers_waiting_moves", "service_connections", "daemon_build_info", "store_tenant_bytes",
+              "store_tenant_quota_bytes", "store_tenant_share_bytes", "store_tenant_evicted_pages", "store_tenant_pins", "store_tenant_leases",
+              "store_tenant_sessions", "store_tenant_moves", "tiers_breaker_state", "tiers_breaker_openings")
     missing = [name for name in needed if f"kvstore_{name}" not in families]
     assert not missing, sorted(families)
 
@@ -124,6 +126,36 @@ def test_what_is_done_is_counted(monitored, stored, tmp_path):
     assert acquires > before[("kvstore_service_call_seconds_count", ("operation", "acquire"))]
     assert monitored.value("kvstore_service_calls_total", operation="commit", code="OK") >= 1
     assert monitored.value("kvstore_store_tenant_bytes", tenant="default", tier="dram") > 0
+
+
+def test_quotas_and_what_they_evict_are_shown(monitored, stored, make_prompt):
+    name, _ = stored
+    monitored.kvctl("quota", "default", "--tier", "dram", "--bytes", "1MiB")
+    try:
+        assert monitored.value("kvstore_store_tenant_quota_bytes", tenant="default", tier="dram") == 1 << 20
+        before = monitored.value("kvstore_store_tenant_evicted_pages_total", tenant="default", tier="dram")
+        for seed in (41, 42):  # each fits into the quota, both do not
+            monitored.kvctl("put", name, *make_prompt(40, seed).put_arguments())
+        assert monitored.value("kvstore_store_tenant_evicted_pages_total", tenant="default", tier="dram") > before
+        assert monitored.value("kvstore_store_tenant_bytes", tenant="default", tier="dram") <= 1 << 20
+    finally:
+        monitored.kvctl("quota", "default", "--tier", "dram", "--bytes", "none")
+    assert monitored.value("kvstore_store_tenant_quota_bytes", tenant="default", tier="dram") == 0
+
+
+def test_checks_of_pages_are_counted_by_tier(monitored, stored):
+    before = monitored.value("kvstore_store_verify_total", tier="dram")
+    checked = monitored.kvctl.json("verify", "--tier", "dram")["checked"]
+    assert checked >= 6
+    assert monitored.value("kvstore_store_verify_total", tier="dram") == before + checked
+    assert monitored.value("kvstore_store_verify_fail_total", tier="dram", reason="differs") == 0
+
+
+def test_a_breaker_is_in_one_state(monitored):
+    for tier in ("dram", "nvme"):
+        states = {state: monitored.value("kvstore_tiers_breaker_state", tier=tier, state=state) for state in ("closed", "open", "half-open")}
+        assert states == {"closed": 1, "open": 0, "half-open": 0}
+        assert monitored.value("kvstore_tiers_breaker_openings_total", tier=tier) == 0
 
 
 def test_health_follows_a_drain(monitored, stored):
@@ -198,7 +230,7 @@ def test_scrapers_that_hang_do_not_stop_the_daemon(monitored, stored):
     assert monitored.ask("/healthz")[0] == 200
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0:9464", "9464", "example.com:80", "127.0.0.1:70000"])
+@pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::2]:9464", "9464", "example.com:80", "127.0.0.1:70000"])
 def test_an_address_that_others_reach_is_refused(bin_dir, tmp_path, address):
     import subprocess
     done = subprocess.run([bin_dir / "kvstored", "--set", f"server.http={address}", "--check-config"], capture_output=True, text=True,
