@@ -163,8 +163,7 @@ absl::StatusOr<SlabLedger> SlabLedger::Attach(std::byte* memory, uint64_t bytes,
   if (*sequence > 0 && !ledger.DecodeHalf(*sequence).has_value())
     return absl::DataLossError("the ledger's metadata is damaged");
   for (uint32_t index = 0; index < g.num_slabs; ++index) {
-    if (const auto slab = ledger.ReadSlab(index))
-      ledger.cuts_[index] = {.id = slab->id, .slot_bytes = slab->slot_bytes};
+    if (const auto slab = ledger.ReadSlab(index)) ledger.NoteCut(index, slab->id, slab->slot_bytes);
   }
   return ledger;
 }
@@ -228,7 +227,7 @@ absl::Status SlabLedger::WriteSlab(uint32_t index, const Slab& slab) {
   std::memcpy(at + sizeof record.check, reinterpret_cast<std::byte*>(&record) + sizeof record.check,
               sizeof record - sizeof record.check);
   StoreCell(at, CheckOf(record, index));
-  cuts_[index] = {.id = slab.id, .slot_bytes = slab.slot_bytes};
+  NoteCut(index, slab.id, slab.slot_bytes);
   return absl::OkStatus();
 }
 
@@ -247,12 +246,15 @@ SlabLedger::Entry* SlabLedger::EntryAt(uint32_t index, uint32_t slot) const {
 }
 
 // An entry is right for its place, memory and cut only.
+void SlabLedger::NoteCut(uint32_t index, uint32_t id, uint64_t slot_bytes) {
+  const uint64_t cut[] = {id_, index, id, slot_bytes};
+  cuts_[index] = {.slot_bytes = slot_bytes, .seed = kernels::Checksum(cut, sizeof cut, kMagic)};
+}
+
 uint64_t SlabLedger::CheckOf(const Entry& entry, uint32_t index, uint32_t slot) const {
-  const Cut& cut = cuts_[index];
-  const uint64_t place[] = {id_, uint64_t{index} << 32 | slot, uint64_t{cut.id}, cut.slot_bytes};
   const uint64_t check = kernels::Checksum(
       reinterpret_cast<const std::byte*>(&entry) + sizeof entry.check,
-      sizeof entry - sizeof entry.check, kernels::Checksum(place, sizeof place, kMagic));
+      sizeof entry - sizeof entry.check, cuts_[index].seed + (uint64_t{slot} + 1) * kPlaceFactor);
   return check == 0 ? 1 : check;
 }
 

@@ -94,15 +94,15 @@ class SlabLedger {
   struct Header;
   struct SlabRecord;
   struct Entry;
-  // What the checksums of a slab's entries are seeded with; slot_bytes 0: not known.
   struct Cut {
-    uint32_t id = 0;
-    uint64_t slot_bytes = 0;
+    uint64_t slot_bytes = 0;  // 0: not known
+    uint64_t seed = 0;        // of the checksums of its entries
   };
 
   SlabLedger(std::byte* memory, const Geometry& geometry, uint64_t id);
   SlabRecord* RecordAt(uint32_t index) const;
   Entry* EntryAt(uint32_t index, uint32_t slot) const;
+  void NoteCut(uint32_t index, uint32_t id, uint64_t slot_bytes);
   uint64_t CheckOf(const SlabRecord& record, uint32_t index) const;
   uint64_t CheckOf(const Entry& entry, uint32_t index, uint32_t slot) const;
   void Store(uint32_t index, uint32_t slot, Entry entry);

@@ -80,8 +80,10 @@ bool Drain::Visit(NodeId id) {
       return false;
     }
   }
-  const bool is_durable =
-      copies_.Has(TierKind::kNvme) && copies_.state(id, TierKind::kNvme) == CopyState::kResident;
+  const bool is_durable = std::ranges::any_of(kAllTiers, [&](TierKind kind) {
+    return copies_.Has(kind) && copies_.IsResident(id, kind) &&
+           copies_.tier(kind)->durable() != nullptr;
+  });
   memory_only_ += !is_durable;
   return true;
 }

@@ -179,9 +179,11 @@ TEST_F(KeptDram, ARestartByItsKeeperIsWarmAndADrainBeforeIt) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
   auto reader = stub->Drain(&context, v1::DrainRequest());
-  for (v1::DrainResponse progress; reader->Read(&progress);) {
+  v1::DrainResponse progress;
+  while (reader->Read(&progress)) {
   }
   ASSERT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(progress.memory_only_blocks(), 0u) << "kept memory does not go with the process";
   RestartBySignal();
   EXPECT_EQ(ServedBlocks(daemon_, 10), 10 * kLoadBlocks);
 }
