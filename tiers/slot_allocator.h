@@ -25,7 +25,8 @@ class SlotAllocator {
   struct Options {
     uint32_t num_slabs = 0;
     uint64_t slab_bytes = 0;
-    // First generation of every slot, even. Durable tiers pass one above all that they ever used.
+    // First generation of every slot, even. Whoever shows generations
+    // to another process or run passes one above all that it ever used, below 2^48.
     uint64_t generation_base = 0;
     // Called when a free slab is given to a pool, before its first slot is handed out. An error
     // leaves the slab free and is returned by Reserve(). Optional.

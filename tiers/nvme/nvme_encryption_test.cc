@@ -257,7 +257,8 @@ TEST_F(NvmeEncryptionTest, EditedPagesWithGoodChecksumsAreRejected) {
   const std::string ours = LoadSlot(page);
   // A plain slot, every checksum right, in the place of the encrypted one.
   TestPage forged(1, kTestShape);
-  transfer::SealRecord(forged.region().data, forged.identity(), page.generation);
+  transfer::SealRecord(forged.region().data, forged.identity(),
+                       GenerationBase(1) + page.generation);
   StoreSlot(page, {reinterpret_cast<const char*>(forged.region().data), ours.size()});
   EXPECT_TRUE(absl::IsDataLoss(running->Check(page, content)));
   // The forged page under the encrypted trailer.

@@ -12,9 +12,6 @@
 namespace kvstore::tiers {
 namespace {
 
-// 2^40 uses of slots in each of 2^23 starts: generations never come back.
-constexpr int kGenerationBitsPerStart = 40;
-
 // That the directories are those of one store, in the order in which they were first used.
 absl::Status CheckTogether(const std::vector<std::unique_ptr<DataDirectory>>& directories) {
   const bool is_new = !directories[0]->superblock().has_value();
@@ -95,9 +92,8 @@ absl::StatusOr<std::unique_ptr<NvmeTier>> NvmeTier::Open(NvmeOptions options, Ex
 
   // Before any page: the checks of its keys are in it.
   if (encryption != nullptr) RETURN_IF_ERROR(directories[0]->SaveSecrets(encryption->Encode()));
-  const uint64_t generation_base = superblock.opens << kGenerationBitsPerStart;
   std::unique_ptr<NvmeTier> tier(
-      new NvmeTier(std::move(options), layout, generation_base, core, clock));
+      new NvmeTier(std::move(options), layout, GenerationBase(superblock.opens), core, clock));
   const NvmeSimulation simulation = tier->options_.simulation.value_or(NvmeSimulation{});
   ASSIGN_OR_RETURN(tier->index_, simulation.make_index
                                      ? simulation.make_index()

@@ -41,7 +41,6 @@ NvmeTier::NvmeTier(NvmeOptions options, NvmeLayout layout, uint64_t generation_b
       clock_(clock),
       allocator_({.num_slabs = layout.extents_per_dir * static_cast<uint32_t>(options_.dirs.size()),
                   .slab_bytes = layout.extent_bytes,
-                  .generation_base = generation_base,
                   .on_assign = {},
                   .on_free = [this](uint32_t slab) { notes_.Drop(slab); },
                   .assign_cost = {}}),
@@ -174,7 +173,7 @@ void NvmeTier::Write(PageId page, const PageIdentity& identity, ConstRegion src,
   if (!cipher.ok()) return Fail(std::move(done), cipher.status());
 
   const Place place = PlaceOf(page);
-  const uint64_t generation = page.generation;
+  const uint64_t generation = generation_base_ + page.generation;
   // From here on, not from success on: whatever reaches the index goes at Release().
   notes_.Set(page, identity, generation);
   ++stats_.in_flight;

@@ -166,6 +166,7 @@ class NvmeTier final : public DurableTier {
 
   const NvmeOptions options_;
   const NvmeLayout layout_;
+  // Of generations on disk. Those of PageIds begin anew with each run: the index keeps 48 bits.
   const uint64_t generation_base_;
   Executor& core_;
   const Clock& clock_;

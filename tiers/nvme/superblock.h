@@ -31,6 +31,10 @@ struct Superblock {
   friend bool operator==(const Superblock&, const Superblock&) = default;
 };
 
+// Generations on disk of the run that is start number `opens` lie above: 2^40 uses of slots in each
+// of 2^23 starts, so that they never come back.
+constexpr uint64_t GenerationBase(uint64_t opens) { return opens << 40; }
+
 std::array<std::byte, kSuperblockBytes> EncodeSuperblock(const Superblock& superblock);
 // Errors: FailedPrecondition, another version (newer, or unknown); DataLoss, not a superblock or
 // damaged.
