@@ -6,8 +6,11 @@
 
 namespace kvstore::tiers {
 
-MemoryTier::MemoryTier(std::unique_ptr<SlabPages> pages, std::unique_ptr<SlotMover> mover)
-    : pages_(std::move(pages)), mover_(std::move(mover)) {}
+MemoryTier::MemoryTier(std::unique_ptr<SlabPages> pages, std::unique_ptr<SlotMover> mover,
+                       MakeKept make_kept)
+    : pages_(std::move(pages)),
+      mover_(std::move(mover)),
+      kept_(make_kept ? make_kept(*pages_) : nullptr) {}
 
 MemoryTier::~MemoryTier() { MemoryTier::Stop(); }
 
@@ -60,6 +63,7 @@ TierStats MemoryTier::stats() const {
 
 void MemoryTier::Stop() {
   is_stopped_ = true;
+  if (kept_ != nullptr) kept_->Stop();
   mover_->Stop();
   pages_->Stop();
 }

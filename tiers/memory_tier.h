@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "tiers/kept_pages.h"
 #include "tiers/slab_pages.h"
 #include "tiers/slot_mover.h"
 #include "tiers/tier.h"
@@ -29,6 +30,9 @@ class MemoryTier : public Tier {
   absl::StatusOr<PageId> Reserve(PoolId pool) override;
   void Release(PageId page) override { pages_->Release(page); }
   void Quarantine(PageId page) override { pages_->Quarantine(page); }
+  void NotePublished(PageId page, const PageIdentity& identity) override {
+    pages_->NotePublished(page, identity);
+  }
   void CloseSlab(uint32_t slab) override { pages_->CloseSlab(slab); }
   void ReopenSlab(uint32_t slab) override { pages_->ReopenSlab(slab); }
   // Errors, besides those of Tier: Aborted, `page` is not in use; InvalidArgument, a region's size
@@ -46,6 +50,7 @@ class MemoryTier : public Tier {
     return is_stopped_ ? TierState::kFailed : TierState::kServing;
   }
   std::string degraded() const override { return pages_->degraded(); }
+  Durable* durable() override { return kept_.get(); }
   absl::Status CheckInvariants() const override { return pages_->CheckInvariants(); }
   void Stop() override;
 
@@ -58,7 +63,10 @@ class MemoryTier : public Tier {
   void WaitUntilPrepared() { pages_->WaitUntilPrepared(); }
 
  protected:
-  MemoryTier(std::unique_ptr<SlabPages> pages, std::unique_ptr<SlotMover> mover);
+  // `make_kept`: for memory that outlives the process; may be empty.
+  using MakeKept = absl::AnyInvocable<std::unique_ptr<KeptPages>(SlabPages&)>;
+  MemoryTier(std::unique_ptr<SlabPages> pages, std::unique_ptr<SlotMover> mover,
+             MakeKept make_kept = {});
 
  private:
   enum class Direction { kRead, kWrite };
@@ -70,6 +78,7 @@ class MemoryTier : public Tier {
 
   const std::unique_ptr<SlabPages> pages_;
   const std::unique_ptr<SlotMover> mover_;
+  const std::unique_ptr<KeptPages> kept_;  // null: the memory goes with the process
   TierStats counts_;  // bytes and errors; the rest is asked of pages_ and mover_
   bool is_stopped_ = false;
 };

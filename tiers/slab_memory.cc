@@ -8,12 +8,24 @@
 namespace kvstore::tiers {
 
 absl::StatusOr<std::unique_ptr<SlabMemory>> HostSlabMemory::Create(
-    transfer::SealedMemory::Options options, Locking locking) {
+    transfer::SealedMemory::Options options, Locking locking, Life life) {
   ASSIGN_OR_RETURN(transfer::SealedMemory memory, transfer::SealedMemory::Create(options));
   ASSIGN_OR_RETURN(transfer::GenerationTable generations,
-                   transfer::GenerationTable::Create(memory.bytes()));
+                   transfer::GenerationTable::Create(memory.bytes(), life));
   return std::unique_ptr<SlabMemory>(
       new HostSlabMemory(std::move(memory), std::move(generations), locking));
+}
+
+absl::StatusOr<std::unique_ptr<HostSlabMemory>> HostSlabMemory::Adopt(UniqueFd slab,
+                                                                      UniqueFd generations,
+                                                                      uint64_t bytes,
+                                                                      Locking locking) {
+  ASSIGN_OR_RETURN(transfer::SealedMemory memory,
+                   transfer::SealedMemory::Adopt(std::move(slab), bytes));
+  ASSIGN_OR_RETURN(transfer::GenerationTable table,
+                   transfer::GenerationTable::Adopt(std::move(generations), bytes));
+  return std::unique_ptr<HostSlabMemory>(
+      new HostSlabMemory(std::move(memory), std::move(table), locking));
 }
 
 absl::Status HostSlabMemory::Prepare(uint64_t offset, uint64_t bytes) const {

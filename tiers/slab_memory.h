@@ -26,6 +26,13 @@ struct SlabExport {
   uint64_t slab_bytes = 0;
 };
 
+// Tells the memory of a slab from any other (inode numbers).
+struct SlabMark {
+  uint64_t slab = 0;
+  uint64_t generations = 0;
+  friend bool operator==(const SlabMark&, const SlabMark&) = default;
+};
+
 class SlabMemory {
  public:
   virtual ~SlabMemory() = default;
@@ -40,14 +47,24 @@ class SlabMemory {
   // no use afterwards.
   virtual void Discard() = 0;
   virtual absl::StatusOr<SlabExport> Export(MemoryAccess access) const = 0;
+
+  // For memory that outlives its process. All uses that there were of its slots end.
+  virtual void MoveGenerationsTo(uint64_t /*generation*/) {}
+  virtual SlabMark mark() const { return {}; }
 };
 
 // In host memory: a sealed memfd.
 class HostSlabMemory final : public SlabMemory {
  public:
   enum class Locking { kOff, kLock };
+  using Life = transfer::GenerationTable::Life;
   static absl::StatusOr<std::unique_ptr<SlabMemory>> Create(transfer::SealedMemory::Options options,
-                                                            Locking locking);
+                                                            Locking locking,
+                                                            Life life = Life::kOwn);
+  // Of a process that has died: both descriptors as they were kept.
+  // Errors: those of SealedMemory::Adopt().
+  static absl::StatusOr<std::unique_ptr<HostSlabMemory>> Adopt(UniqueFd slab, UniqueFd generations,
+                                                               uint64_t bytes, Locking locking);
   std::byte* host_data() const override { return memory_.data(); }
   uint64_t bytes() const override { return memory_.bytes(); }
   void StoreGeneration(uint64_t slot_offset, uint64_t generation) override {
@@ -56,6 +73,11 @@ class HostSlabMemory final : public SlabMemory {
   absl::Status Prepare(uint64_t offset, uint64_t bytes) const override;
   void Discard() override;
   absl::StatusOr<SlabExport> Export(MemoryAccess access) const override;
+  void MoveGenerationsTo(uint64_t generation) override { generations_.MoveAllTo(generation); }
+  SlabMark mark() const override { return {memory_.inode(), generations_.inode()}; }
+  // For who keeps the memory.
+  int slab_descriptor() const { return memory_.descriptor(); }
+  int generations_descriptor() const { return generations_.descriptor(); }
 
  private:
   HostSlabMemory(transfer::SealedMemory memory, transfer::GenerationTable generations,

@@ -42,13 +42,48 @@ absl::Status ValidateSlabs(uint64_t bytes, uint64_t slab_bytes) {
 
 absl::StatusOr<std::unique_ptr<SlabPages>> SlabPages::Create(Options options, const Clock& clock) {
   std::unique_ptr<SlabPages> pages(new SlabPages(std::move(options), clock));
-  for (Slab& slab : pages->slabs_) {
-    ASSIGN_OR_RETURN(slab.memory, pages->options_.make_slab());
-    slab.id = pages->next_id_++;
-    pages->index_of_[slab.id] = static_cast<uint32_t>(&slab - pages->slabs_.data());
-    if (pages->options_.prepare == Prepare::kAtStart) pages->EnqueuePreparation(slab);
+  for (uint32_t index = 0; index < pages->slabs_.size(); ++index) {
+    RETURN_IF_ERROR(pages->OpenSlab(index));
+    if (pages->options_.prepare == Prepare::kAtStart)
+      pages->EnqueuePreparation(pages->slabs_[index]);
   }
   return pages;
+}
+
+absl::Status SlabPages::OpenSlab(uint32_t index) {
+  Slab& slab = slabs_[index];
+  RestoredSlab* const restored = options_.restored.empty() ? nullptr : &options_.restored[index];
+  if (restored != nullptr && restored->memory != nullptr) {
+    slab = {.id = restored->id,
+            .memory = std::move(restored->memory),
+            .tenant = std::move(restored->tenant)};
+    if (slab.tenant.has_value()) {
+      absl::MutexLock lock(&mutex_);
+      exported_[slab.id] = {slab.memory, *slab.tenant};
+    }
+  } else {
+    ASSIGN_OR_RETURN(slab.memory, options_.make_slab());
+    slab.id = next_id_++;
+    RETURN_IF_ERROR(NoteSlab(index, 0));
+    if (options_.keeper != nullptr) NoteDegraded(options_.keeper->Keep(slab.id, *slab.memory));
+  }
+  index_of_[slab.id] = index;
+  return absl::OkStatus();
+}
+
+absl::Status SlabPages::NoteSlab(uint32_t index, uint64_t slot_bytes) {
+  if (options_.ledger == nullptr) return absl::OkStatus();
+  const Slab& slab = slabs_[index];
+  return options_.ledger->WriteSlab(index, {.id = slab.id,
+                                            .mark = slab.memory->mark(),
+                                            .slot_bytes = slot_bytes,
+                                            .tenant = slab.tenant});
+}
+
+// The first reason stands.
+void SlabPages::NoteDegraded(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  if (!status.ok() && degraded_.empty()) degraded_ = std::string(StdView(status.message()));
 }
 
 SlabPages::SlabPages(Options options, const Clock& clock)
@@ -57,9 +92,13 @@ SlabPages::SlabPages(Options options, const Clock& clock)
       slots_(
           {.num_slabs = options_.num_slabs,
            .slab_bytes = options_.slab_bytes,
+           .generation_base = options_.generation_base,
            .on_assign = [this](uint32_t index, PoolId pool) { return OnAssign(index, pool); },
            .assign_cost = [this](uint32_t index, PoolId pool) { return AssignCost(index, pool); }}),
-      background_(options_.name, kBackgroundTasksMax, clock) {}
+      background_(options_.name, kBackgroundTasksMax, clock) {
+  for (const RestoredSlab& restored : options_.restored)
+    next_id_ = std::max(next_id_, restored.id + 1);
+}
 
 SlabPages::~SlabPages() { Stop(); }
 
@@ -77,25 +116,58 @@ absl::Status SlabPages::OpenPool(PoolId pool, const PoolSpec& spec) {
 absl::StatusOr<PageId> SlabPages::Reserve(PoolId pool) {
   ASSIGN_OR_RETURN(PageId page, slots_.Reserve(pool));
   Slab& slab = slabs_[page.slab];
+  if (options_.ledger != nullptr) options_.ledger->NoteReserved(page.slab, page.slot);
   slab.memory->StoreGeneration(slots_.OffsetInSlab(page), page.generation);
   page.slab = slab.id;
   return page;
 }
 
+void SlabPages::NotePublished(PageId page, const PageIdentity& identity) {
+  const std::optional<PageId> slot = ToSlots(page);
+  if (slot.has_value() && options_.ledger != nullptr)
+    options_.ledger->NotePage(slot->slab, slot->slot, identity);
+}
+
+absl::Status SlabPages::Withhold(uint32_t index, uint64_t slot_bytes, uint32_t slot) {
+  return slots_.Withhold(index, slot_bytes, slot);
+}
+
+absl::StatusOr<PageId> SlabPages::Claim(PoolId pool, uint32_t index, uint32_t slot) {
+  const auto tenant = tenant_of_.find(pool);
+  if (tenant == tenant_of_.end())
+    return absl::NotFoundError(absl::StrCat("pool ", pool.value(), " is not open"));
+  Slab& slab = slabs_[index];
+  if (slab.tenant != tenant->second) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("slab ", slab.id, " is another tenant's memory"));
+  }
+  ASSIGN_OR_RETURN(PageId page, slots_.ReserveAt(pool, index, slot));
+  slab.memory->StoreGeneration(slots_.OffsetInSlab(page), page.generation);
+  page.slab = slab.id;
+  return page;
+}
+
+void SlabPages::Readmit(uint32_t index, uint32_t slot) {
+  if (options_.ledger != nullptr) options_.ledger->NoteFree(index, slot);
+  slots_.Readmit(index, slot);
+}
+
+// Whoever reads the slot sees that its use is over, before it can begin another one.
+void SlabPages::EndUse(PageId slot) {
+  if (options_.ledger != nullptr) options_.ledger->NoteFree(slot.slab, slot.slot);
+  slabs_[slot.slab].memory->StoreGeneration(slots_.OffsetInSlab(slot), slot.generation + 1);
+}
+
 void SlabPages::Release(PageId page) {
   const std::optional<PageId> slot = ToSlots(page);
-  if (slot.has_value()) {
-    slabs_[slot->slab].memory->StoreGeneration(slots_.OffsetInSlab(*slot), page.generation + 1);
-  }
+  if (slot.has_value()) EndUse(*slot);
   // Aborts when the page is not current.
   slots_.Release(slot.value_or(PageId{}));
 }
 
 void SlabPages::Quarantine(PageId page) {
   const std::optional<PageId> slot = ToSlots(page);
-  if (slot.has_value()) {
-    slabs_[slot->slab].memory->StoreGeneration(slots_.OffsetInSlab(*slot), page.generation + 1);
-  }
+  if (slot.has_value()) EndUse(*slot);
   slots_.Quarantine(slot.value_or(PageId{}));
 }
 
@@ -137,8 +209,13 @@ absl::Status SlabPages::OnAssign(uint32_t index, PoolId pool) {
   Slab& slab = slabs_[index];
   const std::string& tenant = tenant_of_.at(pool);
   if (slab.tenant.has_value() && *slab.tenant != tenant) RETURN_IF_ERROR(ReplaceMemory(slab));
-  if (!slab.tenant.has_value()) {
-    slab.tenant = tenant;
+  const bool is_given = !slab.tenant.has_value();
+  slab.tenant = tenant;
+  if (absl::Status noted = NoteSlab(index, slots_.PoolSlotBytes(pool)); !noted.ok()) {
+    if (is_given) slab.tenant.reset();
+    return noted;
+  }
+  if (is_given) {
     absl::MutexLock lock(&mutex_);
     exported_[slab.id] = {slab.memory, tenant};
   }
@@ -163,16 +240,23 @@ absl::Status SlabPages::ReplaceMemory(Slab& slab) {
     std::erase_if(to_prepare_, [&slab](const Preparation& p) { return p.memory == slab.memory; });
   }
   is_freeing_.store(true, std::memory_order_relaxed);
-  background_.Post([this, old = std::move(slab.memory)]() mutable {
+  background_.Post([this, old = std::move(slab.memory), id = slab.id]() mutable {
     Tell(options_.hooks.on_going, *old);
     old->Discard();
     old.reset();
+    if (options_.keeper != nullptr) options_.keeper->Forget(id);
     is_freeing_.store(false, std::memory_order_release);
   });
   index_of_.erase(slab.id);
   const uint32_t index = static_cast<uint32_t>(&slab - slabs_.data());
   slab = {.id = next_id_++, .memory = std::move(fresh)};
   index_of_[slab.id] = index;
+  if (options_.keeper != nullptr) {
+    // If we die before: its pages are not found again.
+    background_.Post([this, memory = slab.memory, id = slab.id] {
+      NoteDegraded(options_.keeper->Keep(id, *memory));
+    });
+  }
   return absl::OkStatus();
 }
 
@@ -224,9 +308,7 @@ void SlabPages::PreparePiece() {
     if (is_last) to_prepare_.pop_front();
   }
   if (absl::Status status = memory->Prepare(offset, bytes); !status.ok()) {
-    absl::MutexLock lock(&mutex_);
-    // The first reason stands; what failed is paid for at first use.
-    if (degraded_.empty()) degraded_ = std::string(StdView(status.message()));
+    NoteDegraded(status);  // what failed is paid for at first use
   } else if (is_last) {
     Tell(options_.hooks.on_prepared, *memory);
   }

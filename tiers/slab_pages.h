@@ -33,6 +33,7 @@
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
 #include "kvstore/base/page_id.h"
+#include "tiers/slab_ledger.h"
 #include "tiers/slab_memory.h"
 #include "tiers/slot_allocator.h"
 #include "tiers/tier.h"
@@ -66,6 +67,23 @@ struct MemoryHooks {
   std::function<void(MutableRegion)> on_going;
 };
 
+// Keeps the memory of slabs for the process that comes after this one.
+class SlabKeeper {
+ public:
+  virtual ~SlabKeeper() = default;
+  // Thread-safe; may block for a bounded time. Errors: Unavailable, it is not kept.
+  virtual absl::Status Keep(uint32_t slab_id, const SlabMemory& memory) = 0;
+  // Thread-safe. The memory is of no use any more.
+  virtual void Forget(uint32_t slab_id) = 0;
+};
+
+// A slab that an earlier process left.
+struct RestoredSlab {
+  uint32_t id = 0;
+  std::unique_ptr<SlabMemory> memory;  // null: that slab begins anew
+  std::optional<std::string> tenant;
+};
+
 class SlabPages {
  public:
   struct Options {
@@ -75,6 +93,12 @@ class SlabPages {
     Prepare prepare = Prepare::kAtStart;
     MemoryHooks hooks;
     std::function<absl::StatusOr<std::unique_ptr<SlabMemory>>()> make_slab;  // core thread
+    // For a tier that outlives its process, both or none: told of every use of memory. They
+    // outlive the object.
+    SlabLedger* ledger = nullptr;
+    SlabKeeper* keeper = nullptr;
+    std::vector<RestoredSlab> restored;  // [num_slabs], or empty
+    uint64_t generation_base = 0;        // above all that restored slabs had
   };
   // Makes all slabs, so that running out of descriptors shows at start-up. `clock` outlives the
   // object. Requires ValidateSlabs() to be OK. Errors: what make_slab returns.
@@ -90,6 +114,16 @@ class SlabPages {
   // slot can be reserved again.
   void Release(PageId page);
   void Quarantine(PageId page);
+
+  // The page's bytes are complete: the ledger notes what they are. Ignored unless IsCurrent(page).
+  void NotePublished(PageId page, const PageIdentity& identity);
+
+  // For slots of restored slabs, by slab index. A slot that is withheld is free for nobody until it
+  // is claimed for the page in it, or readmitted. Errors of Withhold(): as SlotAllocator. Errors of
+  // Claim(): as SlotAllocator::ReserveAt(); FailedPrecondition, the memory is another tenant's.
+  absl::Status Withhold(uint32_t index, uint64_t slot_bytes, uint32_t slot);
+  absl::StatusOr<PageId> Claim(PoolId pool, uint32_t index, uint32_t slot);
+  void Readmit(uint32_t index, uint32_t slot);
 
   // As SlotAllocator. Unknown slabs are ignored.
   void CloseSlab(uint32_t slab_id);
@@ -132,15 +166,20 @@ class SlabPages {
 
   SlabPages(Options options, const Clock& clock);
   absl::Status OnAssign(uint32_t index, PoolId pool);
+  void EndUse(PageId slot);
   uint32_t AssignCost(uint32_t index, PoolId pool) const;
   absl::Status ReplaceMemory(Slab& slab);
+  // Takes over what was restored, or makes fresh memory.
+  absl::Status OpenSlab(uint32_t index);
+  absl::Status NoteSlab(uint32_t index, uint64_t slot_bytes);
+  void NoteDegraded(const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
   // With the slab's index in place of its id; nullopt: not current.
   std::optional<PageId> ToSlots(PageId page) const;
   void EnqueuePreparation(Slab& slab) ABSL_LOCKS_EXCLUDED(mutex_);
   void PostPreparation();
   void PreparePiece() ABSL_LOCKS_EXCLUDED(mutex_);  // background thread
 
-  const Options options_;
+  Options options_;
   std::vector<Slab> slabs_;                           // [num_slabs], by index
   absl::flat_hash_map<uint32_t, uint32_t> index_of_;  // id -> index
   absl::flat_hash_map<PoolId, std::string> tenant_of_;

@@ -85,6 +85,10 @@ absl::StatusOr<PageId> SlotAllocator::ReserveAt(PoolId pool_id, uint32_t index, 
   }
   Slab& slab = slabs_[index];
   if (!slab.is_assigned) {
+    if (slab.withheld > 0 && slab.slot_bytes != pool.slot_bytes) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("slab ", index, " has slots of ", slab.slot_bytes, " bytes"));
+    }
     if (absl::Status status = Assign(index, pool_id, pool); !status.ok()) return status;
   } else if (slab.pool != pool_id) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -94,7 +98,57 @@ absl::StatusOr<PageId> SlotAllocator::ReserveAt(PoolId pool_id, uint32_t index, 
   if (slab.index_in_free[slot] >= kBad) {
     return absl::AlreadyExistsError(absl::StrCat("slab ", index, " slot ", slot, " is in use"));
   }
+  if (slab.index_in_free[slot] == kWithheld) EndWithholding(index, slot);
   return Take(index, slot, pool);
+}
+
+absl::Status SlotAllocator::Withhold(uint32_t index, uint64_t slot_bytes, uint32_t slot) {
+  if (index >= slabs_.size() || slot_bytes == 0 || slot >= options_.slab_bytes / slot_bytes ||
+      options_.slab_bytes / slot_bytes > kSlotsMax) {
+    return absl::OutOfRangeError(absl::StrCat("no slab ", index, " slot ", slot));
+  }
+  Slab& slab = slabs_[index];
+  if (slab.is_assigned || (slab.withheld > 0 && slab.slot_bytes != slot_bytes)) {
+    return absl::FailedPreconditionError(absl::StrCat("slab ", index, " is used"));
+  }
+  if (slab.withheld == 0) {
+    free_slabs_.erase(std::find(free_slabs_.begin(), free_slabs_.end(), index));
+    Cut(slab, slot_bytes, options_.slab_bytes, generation_high_);
+    slab.was_assigned = true;
+  }
+  while (slab.generations.size() <= slot) CutSlot(slab);
+  if (slab.index_in_free[slot] == kWithheld) {
+    return absl::AlreadyExistsError(absl::StrCat("slab ", index, " slot ", slot, " is withheld"));
+  }
+  LeaveFreeList(slab, slot);
+  slab.index_in_free[slot] = kWithheld;
+  ++slab.withheld;
+  ++withheld_slots_;
+  return absl::OkStatus();
+}
+
+void SlotAllocator::Readmit(uint32_t index, uint32_t slot) {
+  Slab& slab = slabs_[index];
+  EndWithholding(index, slot);
+  if (!slab.has_no_slot_in_use()) return;
+  if (slab.is_assigned) {
+    Free(index, pools_.find(slab.pool)->second);
+  } else {
+    free_slabs_.push_back(index);
+  }
+}
+
+// The slab may be left without a slot in use.
+void SlotAllocator::EndWithholding(uint32_t index, uint32_t slot) {
+  Slab& slab = slabs_[index];
+  slab.index_in_free[slot] = static_cast<uint32_t>(slab.free_slots.size());
+  slab.free_slots.push_back(slot);
+  --slab.withheld;
+  --withheld_slots_;
+  if (!slab.is_assigned || slab.is_closed) return;
+  Pool& pool = pools_.find(slab.pool)->second;
+  ++pool.free_slots;
+  if (slab.index_in_partial == kNone) EnterPartial(index, pool);
 }
 
 void SlotAllocator::Release(PageId page) {
@@ -106,7 +160,7 @@ void SlotAllocator::Release(PageId page) {
     ++pool.free_slots;
     if (slab.index_in_partial == kNone) EnterPartial(page.slab, pool);
   }
-  if (slab.used == 0 && slab.quarantined == 0) Free(page.slab, pool);
+  if (slab.has_no_slot_in_use()) Free(page.slab, pool);
 }
 
 void SlotAllocator::Quarantine(PageId page) {
@@ -148,6 +202,11 @@ uint64_t SlotAllocator::SlotBytes(uint32_t slab) const {
   return slab < slabs_.size() && slabs_[slab].is_assigned ? slabs_[slab].slot_bytes : 0;
 }
 
+uint64_t SlotAllocator::PoolSlotBytes(PoolId pool_id) const {
+  const auto it = pools_.find(pool_id);
+  return it == pools_.end() ? 0 : it->second.slot_bytes;
+}
+
 uint64_t SlotAllocator::FreeSlots(PoolId pool_id) const {
   const auto it = pools_.find(pool_id);
   if (it == pools_.end()) return 0;
@@ -159,16 +218,11 @@ absl::Status SlotAllocator::Assign(uint32_t index, PoolId pool_id, Pool& pool) {
   if (options_.on_assign) {
     if (absl::Status status = options_.on_assign(index, pool_id); !status.ok()) return status;
   }
-  free_slabs_.erase(std::find(free_slabs_.begin(), free_slabs_.end(), index));
   Slab& slab = slabs_[index];
-  if (!slab.was_assigned || slab.slot_bytes != pool.slot_bytes) {
-    slab.slot_bytes = pool.slot_bytes;
-    slab.num_slots = static_cast<uint32_t>(options_.slab_bytes / pool.slot_bytes);
-    slab.generation_base = (generation_high_ + 1) & ~uint64_t{1};
-    slab.generations.clear();
-    slab.free_slots.clear();
-    slab.index_in_free.clear();
-  }
+  if (slab.withheld == 0)
+    free_slabs_.erase(std::find(free_slabs_.begin(), free_slabs_.end(), index));
+  if (!slab.was_assigned || slab.slot_bytes != pool.slot_bytes)
+    Cut(slab, pool.slot_bytes, options_.slab_bytes, generation_high_);
   slab.pool = pool_id;
   slab.is_assigned = true;
   slab.was_assigned = true;
@@ -211,6 +265,15 @@ void SlotAllocator::Free(uint32_t index, Pool& pool) {
   if (options_.on_free) options_.on_free(index);
 }
 
+void SlotAllocator::Cut(Slab& slab, uint64_t slot_bytes, uint64_t slab_bytes, uint64_t base) {
+  slab.slot_bytes = slot_bytes;
+  slab.num_slots = static_cast<uint32_t>(slab_bytes / slot_bytes);
+  slab.generation_base = (base + 1) & ~uint64_t{1};
+  slab.generations.clear();
+  slab.free_slots.clear();
+  slab.index_in_free.clear();
+}
+
 void SlotAllocator::CutSlot(Slab& slab) {
   const uint32_t slot = static_cast<uint32_t>(slab.generations.size());
   slab.generations.push_back(slab.generation_base);
@@ -218,13 +281,17 @@ void SlotAllocator::CutSlot(Slab& slab) {
   slab.free_slots.push_back(slot);
 }
 
-PageId SlotAllocator::Take(uint32_t index, uint32_t slot, Pool& pool) {
-  Slab& slab = slabs_[index];
+void SlotAllocator::LeaveFreeList(Slab& slab, uint32_t slot) {
   const uint32_t position = slab.index_in_free[slot];
   const uint32_t last = slab.free_slots.back();
   slab.free_slots[position] = last;
   slab.index_in_free[last] = position;
   slab.free_slots.pop_back();
+}
+
+PageId SlotAllocator::Take(uint32_t index, uint32_t slot, Pool& pool) {
+  Slab& slab = slabs_[index];
+  LeaveFreeList(slab, slot);
   slab.index_in_free[slot] = kNone;
   const uint64_t generation = ++slab.generations[slot];
   generation_high_ = std::max(generation_high_, generation);
@@ -267,7 +334,7 @@ absl::Status SlotAllocator::CheckSlab(uint32_t index) const {
   const auto wrong = [index](const char* what) {
     return absl::InternalError(absl::StrCat("slab ", index, ": ", what));
   };
-  uint32_t used = 0, quarantined = 0, free = 0;
+  uint32_t used = 0, quarantined = 0, withheld = 0, free = 0;
   if (slab.generations.size() != slab.index_in_free.size()) return wrong("tables differ in size");
   if (slab.generations.size() > slab.num_slots) return wrong("more slots cut than fit");
   for (uint32_t slot = 0; slot < slab.generations.size(); ++slot) {
@@ -281,6 +348,8 @@ absl::Status SlotAllocator::CheckSlab(uint32_t index) const {
       ++used;
     } else if (position == kBad) {
       ++quarantined;
+    } else if (position == kWithheld) {
+      ++withheld;
     } else if (position >= slab.free_slots.size() || slab.free_slots[position] != slot) {
       return wrong("a free slot is not in the free list");
     } else {
@@ -288,9 +357,10 @@ absl::Status SlotAllocator::CheckSlab(uint32_t index) const {
     }
   }
   if (free != slab.free_slots.size()) return wrong("free list holds a slot twice");
-  if (used != slab.used || quarantined != slab.quarantined) return wrong("counters are off");
+  if (used != slab.used || quarantined != slab.quarantined || withheld != slab.withheld)
+    return wrong("counters are off");
   if (!slab.is_assigned && used + quarantined != 0) return wrong("free with slots in use");
-  if (slab.is_assigned && used + quarantined == 0) return wrong("assigned without slots in use");
+  if (slab.is_assigned && slab.has_no_slot_in_use()) return wrong("assigned without slots in use");
   if (slab.is_closed && !slab.is_assigned) return wrong("free and closed");
   const bool is_partial = slab.is_assigned && slab.num_free() > 0 && !slab.is_closed;
   if (is_partial != (slab.index_in_partial != kNone)) return wrong("partial list is off");
@@ -298,18 +368,21 @@ absl::Status SlotAllocator::CheckSlab(uint32_t index) const {
 }
 
 absl::Status SlotAllocator::CheckInvariants() const {
-  uint64_t used = 0, used_bytes = 0, quarantined = 0, assigned = 0;
+  uint64_t used = 0, used_bytes = 0, quarantined = 0, withheld = 0, assigned = 0, waiting = 0;
   for (uint32_t index = 0; index < slabs_.size(); ++index) {
     if (absl::Status status = CheckSlab(index); !status.ok()) return status;
     used += slabs_[index].used;
     used_bytes += slabs_[index].used * slabs_[index].slot_bytes;
     quarantined += slabs_[index].quarantined;
+    withheld += slabs_[index].withheld;
     assigned += slabs_[index].is_assigned ? 1 : 0;
+    waiting += !slabs_[index].is_assigned && slabs_[index].withheld > 0;
   }
-  if (used != used_pages_ || used_bytes != used_bytes_ || quarantined != quarantined_pages_) {
+  if (used != used_pages_ || used_bytes != used_bytes_ || quarantined != quarantined_pages_ ||
+      withheld != withheld_slots_) {
     return absl::InternalError("total counters are off");
   }
-  if (assigned + free_slabs_.size() != slabs_.size()) {
+  if (assigned + waiting + free_slabs_.size() != slabs_.size()) {
     return absl::InternalError("a slab is neither free nor assigned, or both");
   }
   for (uint32_t index : free_slabs_) {

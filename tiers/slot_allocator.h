@@ -5,7 +5,7 @@
 // must be replaced on the way (another tenant) is the tier's business, told by `on_assign`.
 //
 // Confined to the core thread. Invariants (CheckInvariants): a slot is in exactly one of {free
-// list, used, quarantined}; a slab with no used and no quarantined slot is free; generations only
+// list, used, quarantined, withheld}; a slab with none of the last three is free; generations only
 // grow; odd generation == used; of a closed slab nothing is handed out.
 #pragma once
 
@@ -50,6 +50,13 @@ class SlotAllocator {
   // Errors: AlreadyExists, the slot is used; FailedPrecondition, the slab belongs to another pool;
   // OutOfRange.
   absl::StatusOr<PageId> ReserveAt(PoolId pool, uint32_t slab, uint32_t slot);
+  // Keeps a slot of a slab that is free from being handed out until ReserveAt() or Readmit(): it
+  // has content of an earlier process. The slab is nobody's, with that slot size, until ReserveAt()
+  // gives it to a pool. Before anything is reserved. Errors: OutOfRange; FailedPrecondition, the
+  // slab has another slot size or is used; AlreadyExists, the slot is withheld.
+  absl::Status Withhold(uint32_t slab, uint64_t slot_bytes, uint32_t slot);
+  // A withheld slot is free from here on. Requires: it is withheld.
+  void Readmit(uint32_t slab, uint32_t slot);
   // Require IsCurrent(page); the process aborts otherwise: a page released twice would soon have
   // two owners.
   void Release(PageId page);
@@ -62,13 +69,15 @@ class SlotAllocator {
 
   // True while `page` names the present use of its slot.
   bool IsCurrent(PageId page) const;
-  uint64_t OffsetInSlab(PageId page) const;  // bytes; requires that page.slab is in use
-  uint64_t SlotBytes(uint32_t slab) const;   // 0: the slab is free
-  uint64_t FreeSlots(PoolId pool) const;     // free slabs included; 0 for an unknown pool
+  uint64_t OffsetInSlab(PageId page) const;   // bytes; requires that page.slab is in use
+  uint64_t SlotBytes(uint32_t slab) const;    // 0: the slab is free
+  uint64_t PoolSlotBytes(PoolId pool) const;  // 0 for an unknown pool
+  uint64_t FreeSlots(PoolId pool) const;      // free slabs included; 0 for an unknown pool
 
   uint64_t used_pages() const { return used_pages_; }
   uint64_t used_bytes() const { return used_bytes_; }
   uint64_t quarantined_pages() const { return quarantined_pages_; }
+  uint64_t withheld_slots() const { return withheld_slots_; }
   uint64_t capacity_bytes() const { return uint64_t{options_.num_slabs} * options_.slab_bytes; }
   absl::Status CheckInvariants() const;
 
@@ -82,6 +91,7 @@ class SlotAllocator {
     uint32_t num_slots = 0;
     uint32_t used = 0;
     uint32_t quarantined = 0;
+    uint32_t withheld = 0;
     uint32_t index_in_partial = kNone;  // position in Pool::partial
     uint32_t index_in_pool = kNone;     // position in Pool::slabs
     uint64_t generation_base = 0;       // of slots that were never handed out in this geometry
@@ -90,9 +100,10 @@ class SlotAllocator {
     std::vector<uint64_t> generations;
     std::vector<uint32_t> free_slots;  // cut and free. LIFO: the slot freed last is warm
     std::vector<uint32_t>
-        index_in_free;  // [cut] position in free_slots, kNone when used, kBad when quarantined
+        index_in_free;  // [cut] position in free_slots; kNone: used, kBad: quarantined, kWithheld
 
-    uint32_t num_free() const { return num_slots - used - quarantined; }
+    uint32_t num_free() const { return num_slots - used - quarantined - withheld; }
+    bool has_no_slot_in_use() const { return used == 0 && quarantined == 0 && withheld == 0; }
   };
   struct Pool {
     uint64_t slot_bytes = 0;
@@ -102,11 +113,15 @@ class SlotAllocator {
   };
   static constexpr uint32_t kNone = UINT32_MAX;
   static constexpr uint32_t kBad = UINT32_MAX - 1;
+  static constexpr uint32_t kWithheld = UINT32_MAX - 2;
 
   absl::Status Assign(uint32_t slab, PoolId pool_id, Pool& pool);
   uint32_t CheapestFreeSlab(PoolId pool) const;
   void Free(uint32_t slab, Pool& pool);
+  static void Cut(Slab& slab, uint64_t slot_bytes, uint64_t slab_bytes, uint64_t base);
   void CutSlot(Slab& slab);
+  void EndWithholding(uint32_t index, uint32_t slot);
+  static void LeaveFreeList(Slab& slab, uint32_t slot);
   PageId Take(uint32_t slab, uint32_t slot, Pool& pool);
   // Ends the present use of the slot; it is neither free nor quarantined afterwards.
   Slab& EndUse(PageId page);
@@ -123,6 +138,7 @@ class SlotAllocator {
   uint64_t used_pages_ = 0;
   uint64_t used_bytes_ = 0;
   uint64_t quarantined_pages_ = 0;
+  uint64_t withheld_slots_ = 0;
 };
 
 }  // namespace kvstore::tiers

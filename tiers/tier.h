@@ -20,6 +20,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/any_invocable.h"
@@ -74,6 +75,8 @@ struct RecoveredPage {
   PageIdentity identity;
 };
 
+class Durable;
+
 class Tier {
  public:
   using Done = absl::AnyInvocable<void(absl::Status)>;
@@ -120,6 +123,10 @@ class Tier {
   virtual void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
                     Done done) = 0;
 
+  // The page's bytes are complete and are what `identity` says: its client said so, or a move into
+  // its Address() ended. Memory that outlives the process notes it; others ignore it.
+  virtual void NotePublished(PageId, const PageIdentity& /*identity*/) {}
+
   // Host address of a page, for tiers in host memory; nullopt for others and for the cuda device.
   virtual std::optional<MutableRegion> Address(PageId) { return std::nullopt; }
 
@@ -135,6 +142,9 @@ class Tier {
   // otherwise.
   virtual std::string degraded() const { return {}; }
 
+  // What there was before we started, and will be after us; null: nothing.
+  virtual Durable* durable() { return nullptr; }
+
   // Programmer errors found by walking all bookkeeping. Tests and debug builds.
   virtual absl::Status CheckInvariants() const = 0;
 
@@ -143,9 +153,15 @@ class Tier {
   virtual void Stop() = 0;
 };
 
-// What a durable tier adds: it had pages before we started.
-class DurableTier : public Tier {
+// What a tier adds that had pages before we started, and will have them after us.
+class Durable {
  public:
+  using Done = absl::AnyInvocable<void(absl::Status)>;
+  virtual ~Durable() = default;
+
+  // Metadata that is known before Recover(), which then tells none: a tier that kept it in memory.
+  virtual std::vector<std::pair<std::string, std::string>> metadata() const { return {}; }
+
   // Starts reading back what is stored, in the background while serving. On the core executor, in
   // order:
   //   `on_metadata` once for each SaveMetadata() record, then `on_pages` with batches of pages,
@@ -163,8 +179,9 @@ class DurableTier : public Tier {
 
   // Keeps `value` (at most 64 KiB) under `key` (at most 256 bytes) durably, replacing it; an empty
   // value removes it. The store keeps its namespaces here. `done(OK)` only after it is on stable
-  // storage (fsync). Errors: InvalidArgument; Unavailable, it is not there yet: the tier writes it
-  // before any page when the device is back.
+  // storage (fsync), or, in memory that is kept, after a death of the process cannot undo it.
+  // Errors: InvalidArgument; Unavailable, it is not there yet: the tier writes it before any page
+  // when the device is back; ResourceExhausted.
   virtual void SaveMetadata(std::string key, std::string value, Done done) = 0;
 
   // The namespace goes by that name (it may have several): what is configured by name, such as
@@ -178,6 +195,13 @@ class DurableTier : public Tier {
   virtual void EraseEpochs(const Fingerprint&, uint64_t /*epoch*/, Done done) {
     done(absl::OkStatus());
   }
+};
+
+// A tier that is always durable.
+class DurableTier : public Tier, public Durable {
+ public:
+  using Done = Tier::Done;
+  Durable* durable() override { return this; }
 };
 
 }  // namespace kvstore::tiers

@@ -14,11 +14,13 @@ constexpr int kBufferReserve = 4096;     // what the kernel keeps of it for itse
 // Appends a column, or takes it from `*at` on.
 template <typename T>
 void Put(const std::vector<T>& column, std::byte** at) {
+  if (column.empty()) return;  // memcpy takes no null pointers, for no bytes either
   std::memcpy(*at, column.data(), column.size() * sizeof(T));
   *at += column.size() * sizeof(T);
 }
 template <typename T>
 void Take(std::vector<T>& column, const std::byte** at) {
+  if (column.empty()) return;
   std::memcpy(column.data(), *at, column.size() * sizeof(T));
   *at += column.size() * sizeof(T);
 }
@@ -49,7 +51,8 @@ std::vector<std::byte> EncodeAcquireRequest(const Fingerprint& fingerprint, bool
                                    .fingerprint = fingerprint};
   std::vector<std::byte> packet(sizeof header + hashes.size_bytes());
   std::memcpy(packet.data(), &header, sizeof header);
-  std::memcpy(packet.data() + sizeof header, hashes.data(), hashes.size_bytes());
+  if (!hashes.empty())
+    std::memcpy(packet.data() + sizeof header, hashes.data(), hashes.size_bytes());
   return packet;
 }
 

@@ -169,12 +169,7 @@ absl::StatusOr<Match> Client::MatchPrefix(const Namespace& ns, std::span<const B
   v1::MatchResponse response;
   RETURN_IF_ERROR(Call(connection, nullptr, TimeLeft(deadline, connection.options().deadline),
                        &v1::KvStore::Stub::Match, request, &response));
-  Match match{.matched_blocks = response.matched_blocks(),
-              .matched_tokens = response.matched_tokens(),
-              .by_tier = {},
-              .page_bytes = response.page_bytes()};
-  ReadTierCounts(response.by_tier(), &match.by_tier);
-  return match;
+  return ReadMatch(response, hashes.size());
 }
 
 void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest,

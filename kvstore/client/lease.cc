@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/client/lease_state.h"
+#include "kvstore/client/wire.h"
 #include "transfer/memory/page_codec.h"
 
 namespace kvstore::client {
@@ -14,19 +15,6 @@ namespace {
 
 // The wire's tiers are ours plus one.
 uint32_t SocketTier(uint8_t wire_tier) { return wire_tier - 1u; }
-bool IsWireTier(uint8_t tier) { return tier >= 1 && tier <= kNumTiers; }
-
-// Writes `count` elements of a packed field into a column, at `positions` or one after another from
-// `first`.
-template <typename T>
-void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t first,
-             std::vector<T>* column) {
-  if (positions == nullptr) {
-    std::memcpy(column->data() + first, values, count * sizeof(T));
-    return;
-  }
-  for (size_t i = 0; i < count; ++i) (*column)[positions[i]] = values[i];
-}
 
 }  // namespace
 
@@ -53,7 +41,7 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
       columns_.resize(matched_blocks_);
       if (!is_released_) to_hold = lease_;
     }
-    RETURN_IF_ERROR(TakeColumns(message));
+    RETURN_IF_ERROR(TakeColumns(message, &columns_));
     // Only ever shrinks.
     matched_blocks_ = std::min(matched_blocks_, message.matched_blocks());
     if (!message.lost_reason().empty()) lost_reason_ = message.lost_reason();
@@ -63,53 +51,16 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
 }
 
 absl::Status Lease::State::OnReply(AcquireReply reply) {
-  const AcquiredColumns& blocks = reply.blocks;
-  if (blocks.size() > hashes.size() || !std::ranges::all_of(blocks.tier, IsWireTier) ||
-      !std::ranges::all_of(blocks.found_in, IsWireTier)) {
-    return absl::UnavailableError("Acquire: a reply that does not fit the request");
-  }
+  RETURN_IF_ERROR(CheckReply(reply, hashes.size()));
   {
     absl::MutexLock lock(&mutex_);
     is_known_ = true;
     has_stream_ended_ = true;
     lease_ = reply.lease;
-    matched_blocks_ = static_cast<uint32_t>(blocks.size());
+    matched_blocks_ = static_cast<uint32_t>(reply.blocks.size());
     columns_ = std::move(reply.blocks);
   }
   if (reply.lease != 0) connection->HoldLease(session, reply.lease);
-  return absl::OkStatus();
-}
-
-absl::Status Lease::State::TakeColumns(const v1::AcquireResponse& message) {
-  const size_t count = static_cast<size_t>(message.slab_size());
-  const bool are_even =
-      static_cast<size_t>(message.slot_size()) == count &&
-      static_cast<size_t>(message.generation_size()) == count &&
-      static_cast<size_t>(message.page_checksum_size()) == count &&
-      message.tier().size() == count && message.found_in().size() == count &&
-      (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count);
-  if (!are_even) return absl::UnavailableError("Acquire: columns differ in length");
-  if (count == 0) return absl::OkStatus();
-  const uint32_t* positions = message.block_size() == 0 ? nullptr : message.block().data();
-  const uint32_t first = message.first_block();
-  const bool are_inside =
-      positions == nullptr ? first <= columns_.slab.size() && count <= columns_.slab.size() - first
-                           : std::all_of(positions, positions + count, [&](uint32_t block) {
-                               return block < columns_.slab.size();
-                             });
-  if (!are_inside) return absl::UnavailableError("Acquire: a block outside of the match");
-  const auto* tiers = reinterpret_cast<const uint8_t*>(message.tier().data());
-  const auto* found_in = reinterpret_cast<const uint8_t*>(message.found_in().data());
-  if (!std::all_of(tiers, tiers + count, IsWireTier) ||
-      !std::all_of(found_in, found_in + count, IsWireTier)) {
-    return absl::UnavailableError("Acquire: an unknown tier");
-  }
-  Scatter(message.slab().data(), count, positions, first, &columns_.slab);
-  Scatter(message.slot().data(), count, positions, first, &columns_.slot);
-  Scatter(message.generation().data(), count, positions, first, &columns_.generation);
-  Scatter(message.page_checksum().data(), count, positions, first, &columns_.page_checksum);
-  Scatter(found_in, count, positions, first, &columns_.found_in);
-  Scatter(tiers, count, positions, first, &columns_.tier);
   return absl::OkStatus();
 }
 
@@ -174,12 +125,10 @@ std::shared_ptr<const MappedSlab> Lease::State::KnownSlab(uint32_t tier, uint32_
 
 absl::StatusOr<Lease::State::Location> Lease::State::Locate(
     uint32_t block, std::shared_ptr<const MappedSlab> slab) const {
+  const std::optional<uint64_t> offset = SlotOffset(columns_.slot[block], shape, slab->bytes());
+  if (!offset.has_value()) return absl::AbortedError("a slot outside of its slab");
   Location location;
-  const uint64_t slot_bytes = shape.slot_bytes();
-  location.offset = uint64_t{columns_.slot[block]} * slot_bytes;
-  if (location.offset > slab->bytes() || slot_bytes > slab->bytes() - location.offset) {
-    return absl::AbortedError("a slot outside of its slab");
-  }
+  location.offset = *offset;
   location.slab = std::move(slab);
   location.generation = columns_.generation[block];
   location.page_checksum = columns_.page_checksum[block];
@@ -214,7 +163,7 @@ absl::StatusOr<Lease::State::Location> Lease::State::Wait(uint32_t block, absl::
     key = {SocketTier(columns_.tier[block]), columns_.slab[block]};
     if (auto slab = KnownSlab(key.first, key.second)) return Locate(block, std::move(slab));
   }
-  // Outside of the lock: the daemon is asked for the slab if this session has not mapped it yet.
+  // Outside of the lock: the daemon is asked for the slab if it is not mapped yet.
   ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab,
                    session->Slab(key.first, key.second, timeout));
   absl::MutexLock lock(&mutex_);

@@ -77,8 +77,6 @@ struct Lease::State {
   const std::vector<BlockHash> hashes;
 
  private:
-  absl::Status TakeColumns(const v1::AcquireResponse& message)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool IsReady(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return columns_.tier[block] != 0;
   }

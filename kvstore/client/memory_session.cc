@@ -193,12 +193,20 @@ absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::st
                                                                    const std::string& tenant,
                                                                    MemoryAccess access,
                                                                    absl::Duration timeout) {
+  ASSIGN_OR_RETURN(UniqueFd socket, Connect(socket_path));
+  return Start(std::move(socket), tenant, access, timeout);
+}
+
+absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Start(UniqueFd socket,
+                                                                    const std::string& tenant,
+                                                                    MemoryAccess access,
+                                                                    absl::Duration timeout) {
   MemoryRequest hello{.kind = MemoryRequestKind::kHello, .access = access};
   if (tenant.size() >= hello.tenant.size())
     return absl::InvalidArgumentError("tenant: longer than 63 bytes");
   std::ranges::copy(tenant, hello.tenant.begin());
   std::shared_ptr<MemorySession> session(new MemorySession);
-  ASSIGN_OR_RETURN(session->fd_, Connect(socket_path));
+  session->fd_ = std::move(socket);
   session->packet_bytes_max_ = GrowSendBuffer(session->fd_.get());
   // Refused connections are closed at once: the send may fail while the reason is there to be read.
   absl::Status sent = Send(session->fd_.get(), hello);

@@ -66,6 +66,11 @@ class MemorySession {
                                                              const std::string& tenant,
                                                              MemoryAccess access,
                                                              absl::Duration timeout);
+  // The same on a socket that is connected already.
+  static absl::StatusOr<std::shared_ptr<MemorySession>> Start(UniqueFd socket,
+                                                              const std::string& tenant,
+                                                              MemoryAccess access,
+                                                              absl::Duration timeout);
 
   // 16 bytes, for metadata.
   const std::string& token() const { return token_; }

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/client/reservation_state.h"
+#include "kvstore/client/wire.h"
 #include "transfer/memory/page_codec.h"
 
 namespace kvstore::client {
@@ -13,10 +14,7 @@ absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(
     std::shared_ptr<Connection> connection, std::shared_ptr<MemorySession> session,
     const Namespace& ns, const v1::ReserveRequest& request, const v1::ReserveResponse& response) {
   const size_t count = request.hashes().size() / BlockHash::kBytes;
-  const bool are_even = response.state().size() == count &&
-                        static_cast<size_t>(response.slab_size()) == count &&
-                        static_cast<size_t>(response.slot_size()) == count;
-  if (!are_even) return absl::UnavailableError("Reserve: columns differ in length");
+  RETURN_IF_ERROR(CheckReserved(response, count));
   auto state = std::make_shared<State>();
   state->connection = std::move(connection);
   state->session = std::move(session);
@@ -33,11 +31,8 @@ absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(
   state->blocks.resize(count);
   state->reservation = response.reservation();
   for (size_t i = 0; i < count; ++i) {
-    const int wire = static_cast<unsigned char>(response.state()[i]);
-    if (wire < v1::RESERVE_STATE_RESERVED || wire > v1::RESERVE_STATE_NO_SPACE) {
-      return absl::UnavailableError(absl::StrCat("Reserve: unknown state ", wire));
-    }
-    state->blocks[i] = {.state = static_cast<BlockState>(wire - 1),
+    // The wire's enumerators are ours plus one.
+    state->blocks[i] = {.state = static_cast<BlockState>(response.state()[i] - 1),
                         .slab = response.slab(static_cast<int>(i)),
                         .slot = response.slot(static_cast<int>(i)),
                         .address = nullptr,
@@ -48,11 +43,9 @@ absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(
 }
 
 absl::Status Reservation::State::Place(Block* block, std::shared_ptr<const MappedSlab> slab) {
-  const uint64_t slot_bytes = shape.slot_bytes();
-  const uint64_t offset = uint64_t{block->slot} * slot_bytes;
-  if (offset > slab->bytes() || slot_bytes > slab->bytes() - offset)
-    return absl::UnavailableError("Reserve: a slot outside of its slab");
-  block->address = slab->data() + offset;
+  const std::optional<uint64_t> offset = SlotOffset(block->slot, shape, slab->bytes());
+  if (!offset.has_value()) return absl::UnavailableError("Reserve: a slot outside of its slab");
+  block->address = slab->data() + *offset;
   if (slabs.empty() || slabs.back() != slab) slabs.push_back(std::move(slab));
   return absl::OkStatus();
 }

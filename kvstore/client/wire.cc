@@ -1,8 +1,28 @@
 #include "kvstore/client/wire.h"
 
+#include <algorithm>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
+
 namespace kvstore::client {
+namespace {
+
+bool IsWireTier(uint8_t tier) { return tier >= 1 && tier <= kNumTiers; }
+
+// Writes `count` elements of a packed field into a column, at `positions` or one after another from
+// `first`.
+template <typename T>
+void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t first,
+             std::vector<T>* column) {
+  if (positions == nullptr) {
+    std::memcpy(column->data() + first, values, count * sizeof(T));
+    return;
+  }
+  for (size_t i = 0; i < count; ++i) (*column)[positions[i]] = values[i];
+}
+
+}  // namespace
 
 void WriteSpec(const NamespaceSpec& spec, v1::NamespaceSpec* out) {
   out->set_model(spec.model);
@@ -48,6 +68,12 @@ absl::StatusOr<Namespace> ReadNamespace(const v1::OpenNamespaceResponse& respons
   spec.context_size = in.context_size();
   spec.tenant = in.tenant();
   spec.salt = in.salt();
+  // Whoever computes with a shape of no page, or with blocks of no tokens, crashes.
+  if (!spec.Validate().ok()) {
+    return absl::FailedPreconditionError(
+        "the daemon's spec of this namespace is not valid here: client and daemon differ in "
+        "version");
+  }
   if (response.fingerprint().size() == Fingerprint::kBytes) {
     std::memcpy(ns.fingerprint.bytes.data(), response.fingerprint().data(), Fingerprint::kBytes);
     // With a tenant's salt, which clients are not told, it cannot be computed here.
@@ -58,6 +84,17 @@ absl::StatusOr<Namespace> ReadNamespace(const v1::OpenNamespaceResponse& respons
       "version");
 }
 
+absl::StatusOr<Match> ReadMatch(const v1::MatchResponse& response, size_t num_hashes) {
+  if (response.matched_blocks() > num_hashes)
+    return absl::UnavailableError("Match: an answer that does not fit the request");
+  Match match{.matched_blocks = response.matched_blocks(),
+              .matched_tokens = response.matched_tokens(),
+              .by_tier = {},
+              .page_bytes = response.page_bytes()};
+  ReadTierCounts(response.by_tier(), &match.by_tier);
+  return match;
+}
+
 void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& counts,
                     std::array<uint64_t, kNumTiers>* out) {
   out->fill(0);
@@ -66,6 +103,68 @@ void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& cou
     if (tier >= 0 && tier < static_cast<int>(kNumTiers))
       (*out)[static_cast<size_t>(tier)] = count.blocks();
   }
+}
+
+absl::Status TakeColumns(const v1::AcquireResponse& message, AcquiredColumns* columns) {
+  const size_t count = static_cast<size_t>(message.slab_size());
+  const bool are_even =
+      static_cast<size_t>(message.slot_size()) == count &&
+      static_cast<size_t>(message.generation_size()) == count &&
+      static_cast<size_t>(message.page_checksum_size()) == count &&
+      message.tier().size() == count && message.found_in().size() == count &&
+      (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count);
+  if (!are_even) return absl::UnavailableError("Acquire: columns differ in length");
+  if (count == 0) return absl::OkStatus();
+  const size_t matched = columns->size();
+  const uint32_t* positions = message.block_size() == 0 ? nullptr : message.block().data();
+  const uint32_t first = message.first_block();
+  const bool are_inside =
+      positions == nullptr
+          ? first <= matched && count <= matched - first
+          : std::all_of(positions, positions + count, [&](uint32_t p) { return p < matched; });
+  if (!are_inside) return absl::UnavailableError("Acquire: a block outside of the match");
+  const auto* tiers = reinterpret_cast<const uint8_t*>(message.tier().data());
+  const auto* found_in = reinterpret_cast<const uint8_t*>(message.found_in().data());
+  if (!std::all_of(tiers, tiers + count, IsWireTier) ||
+      !std::all_of(found_in, found_in + count, IsWireTier)) {
+    return absl::UnavailableError("Acquire: an unknown tier");
+  }
+  Scatter(message.slab().data(), count, positions, first, &columns->slab);
+  Scatter(message.slot().data(), count, positions, first, &columns->slot);
+  Scatter(message.generation().data(), count, positions, first, &columns->generation);
+  Scatter(message.page_checksum().data(), count, positions, first, &columns->page_checksum);
+  Scatter(found_in, count, positions, first, &columns->found_in);
+  Scatter(tiers, count, positions, first, &columns->tier);
+  return absl::OkStatus();
+}
+
+absl::Status CheckReply(const AcquireReply& reply, size_t num_hashes) {
+  const AcquiredColumns& blocks = reply.blocks;
+  if (blocks.size() <= num_hashes && std::ranges::all_of(blocks.tier, IsWireTier) &&
+      std::ranges::all_of(blocks.found_in, IsWireTier)) {
+    return absl::OkStatus();
+  }
+  return absl::UnavailableError("Acquire: a reply that does not fit the request");
+}
+
+absl::Status CheckReserved(const v1::ReserveResponse& response, size_t num_hashes) {
+  if (response.state().size() != num_hashes ||
+      static_cast<size_t>(response.slab_size()) != num_hashes ||
+      static_cast<size_t>(response.slot_size()) != num_hashes) {
+    return absl::UnavailableError("Reserve: columns differ in length");
+  }
+  for (const unsigned char state : response.state()) {
+    if (state < v1::RESERVE_STATE_RESERVED || state > v1::RESERVE_STATE_NO_SPACE)
+      return absl::UnavailableError(absl::StrCat("Reserve: unknown state ", int{state}));
+  }
+  return absl::OkStatus();
+}
+
+std::optional<uint64_t> SlotOffset(uint32_t slot, const PageShape& shape, uint64_t slab_bytes) {
+  const uint64_t slot_bytes = shape.slot_bytes();
+  const uint64_t offset = uint64_t{slot} * slot_bytes;
+  if (offset > slab_bytes || slot_bytes > slab_bytes - offset) return std::nullopt;
+  return offset;
 }
 
 }  // namespace kvstore::client

@@ -7,16 +7,12 @@
 #include <sstream>
 #include <utility>
 
-// Header only: the packaged library is built with exceptions.
-#define TOML_EXCEPTIONS 0
-#define TOML_HEADER_ONLY 1
-#include <toml++/toml.h>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
+#include "kvstore/base/toml.h"
 #include "kvstore/daemon/config_keys.h"
 
 namespace kvstore::daemon {
@@ -97,6 +93,11 @@ absl::Status Flatten(const toml::table& table, const std::string& prefix, const 
   for (const auto& [name, node] : table) {
     const std::string key =
         prefix.empty() ? std::string(name.str()) : absl::StrCat(prefix, ".", AbslView(name.str()));
+    // "tier.dram" in quotes would be a second way to write a key, and could contradict the first.
+    if (name.str().find('.') != std::string_view::npos) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(source, ": \"", AbslView(name.str()), "\": a dot in a quoted name"));
+    }
     if (const toml::table* inner = node.as_table()) {
       RETURN_IF_ERROR(Flatten(*inner, key, source, out));
     } else {
@@ -126,7 +127,8 @@ absl::Status ReadSet(const std::string& set, WrittenByKey* out) {
   const std::string key = set.substr(0, equals);
   const std::string text = set.substr(equals + 1);
   const ConfigKey* known = FindConfigKey(key);
-  if (text.starts_with("[") && text.ends_with("]")) {  // not [::1]:PORT
+  // Of an unknown key nobody knows whether it is a list: it is refused as what it looks like.
+  if (text.starts_with("[") && (known == nullptr || known->is_list)) {
     toml::parse_result parsed = toml::parse(absl::StrCat("x = ", text));
     if (!parsed) {
       return absl::InvalidArgumentError(absl::StrCat(

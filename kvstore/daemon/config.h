@@ -25,6 +25,7 @@
 namespace kvstore::daemon {
 
 enum class HugePages { kAuto, kOff };
+enum class Backing { kNone, kKept };  // of the DRAM tier's memory
 
 struct Config {
   struct Server {
@@ -46,6 +47,7 @@ struct Config {
   struct Dram {
     uint64_t bytes = 0;
     HugePages hugepages = HugePages::kAuto;
+    Backing backing = Backing::kNone;
   } dram;
   struct Nvme {
     std::vector<std::string> dirs;  // empty: no NVMe tier

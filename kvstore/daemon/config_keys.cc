@@ -103,6 +103,28 @@ ConfigKey BytesKey(std::string_view name, std::string_view default_text, std::st
           .print = [](const Config& c) { return PrintBytes((c.*Section).*Field); }};
 }
 
+// With commas, or as TOML where that would be read as something else.
+std::string PrintList(const Values& values) {
+  const bool is_plain = std::ranges::none_of(values, [&](const std::string& value) {
+    return value.find(',') != std::string::npos || value.empty() || value.starts_with('[');
+  });
+  if (is_plain) return absl::StrJoin(values, ",");
+  std::string out = "[";
+  for (const std::string& value : values) {
+    out += out.size() > 1 ? ", \"" : "\"";
+    for (const char c : value) {
+      if (c == '"' || c == '\\') out += '\\';
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+        absl::StrAppend(&out, "\\u", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad4));
+      } else {
+        out += c;
+      }
+    }
+    out += '"';
+  }
+  return out + "]";
+}
+
 absl::Status ParseListen(const Values& values, const Machine&, Config* config) {
   if (values.empty()) return absl::InvalidArgumentError("empty list");
   if (values.size() > 8) return absl::InvalidArgumentError("more than 8 listeners");
@@ -218,7 +240,7 @@ void AddServerKeys(std::vector<ConfigKey>* keys) {
        .meaning = "where clients connect; the memory socket is beside each unix one, PATH.mem",
        .is_list = true,
        .parse = ParseListen,
-       .print = [](const Config& c) { return absl::StrJoin(c.server.listen, ","); }});
+       .print = [](const Config& c) { return PrintList(c.server.listen); }});
   keys->push_back({.name = "server.admin",
                    .type = "address",
                    .default_text = "PATH.admin beside each unix listener",
@@ -307,6 +329,21 @@ void AddTierKeys(std::vector<ConfigKey>* keys) {
        },
        .print =
            [](const Config& c) { return c.dram.hugepages == HugePages::kAuto ? "auto" : "off"; }});
+  keys->push_back(
+      {.name = "tier.dram.backing",
+       .type = "name",
+       .default_text = "none",
+       .valid = "none, kept",
+       .meaning =
+           "kept: the memory outlives the daemon; systemd (FileDescriptorStoreMax=) or kvkeep "
+           "holds it",
+       .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+         if (v[0] != "none" && v[0] != "kept") return absl::InvalidArgumentError("no such name");
+         c->dram.backing = v[0] == "kept" ? Backing::kKept : Backing::kNone;
+         return absl::OkStatus();
+       },
+       .print =
+           [](const Config& c) { return c.dram.backing == Backing::kKept ? "kept" : "none"; }});
   keys->push_back({.name = "tier.nvme.dirs",
                    .type = "list of paths",
                    .default_text = "(no NVMe tier)",
@@ -314,7 +351,7 @@ void AddTierKeys(std::vector<ConfigKey>* keys) {
                    .meaning = "directories of the NVMe tier, one a disk",
                    .is_list = true,
                    .parse = ParseDirs,
-                   .print = [](const Config& c) { return absl::StrJoin(c.nvme.dirs, ","); }});
+                   .print = [](const Config& c) { return PrintList(c.nvme.dirs); }});
   keys->push_back(BytesKey<&Config::nvme, &Config::Nvme::bytes>(
       "tier.nvme.bytes", "(required with tier.nvme.dirs)", "1MiB to 1024TiB",
       "capacity of the NVMe tier, all directories together", Percent::kRefused,
@@ -329,7 +366,7 @@ void AddTierKeys(std::vector<ConfigKey>* keys) {
                    .meaning = "whose pages are encrypted on NVMe; needs tier.nvme.key_file",
                    .is_list = true,
                    .parse = ParseEncrypt,
-                   .print = [](const Config& c) { return absl::StrJoin(c.nvme.encrypt, ","); }});
+                   .print = [](const Config& c) { return PrintList(c.nvme.encrypt); }});
   keys->push_back({.name = "tier.nvme.key_file",
                    .type = "path",
                    .default_text = "(none)",

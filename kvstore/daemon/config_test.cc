@@ -119,8 +119,8 @@ TEST(Config, AnUnknownKeyIsRefusedWithKeyValueAndValidOnes) {
 }
 
 TEST(Config, KeysOfLaterVersionsAreUnknown) {
-  for (const char* set : {"tier.dram.backing=/a", "tier.peer.listen=a", "tier.shared.url=redis://a",
-                          "policy.admit=always", "policy.prefetch=none"}) {
+  for (const char* set : {"tier.peer.listen=a", "tier.shared.url=redis://a", "policy.admit=always",
+                          "policy.prefetch=none"}) {
     EXPECT_THAT(ErrorOf("", {set}), HasSubstr("unknown key")) << set;
   }
 }
@@ -135,6 +135,7 @@ TEST(Config, BadValuesAreRefusedWithKeyValueAndRange) {
       {"tier.dram.bytes=101%", "tier.dram.bytes"},
       {"tier.dram.bytes=1KiB", "out of range"},
       {"tier.dram.hugepages=maybe", "valid: auto, off"},
+      {"tier.dram.backing=/dev/shm/kv", "valid: none, kept"},
       {"tier.gpu.device=cuda:0", "valid: host"},
       {"tier.nvme.bytes=10%", "tier.nvme.bytes"},
       {"tier.nvme.dirs=relative", "absolute"},
@@ -200,6 +201,31 @@ TEST(Config, PrintedValuesCanBeGivenBack) {
   for (size_t i = 0; i < first->values.size(); ++i) {
     EXPECT_EQ(first->values[i].value, second->values[i].value);
   }
+}
+
+TEST(Config, ListsWhoseElementsHaveCommasCanBeGivenBackToo) {
+  const std::vector<std::string> names = {"a,b", "[c", "d\"\\\n"};
+  const auto first = Load(
+      "[tier.nvme]\ndirs = [\"/a\"]\nbytes = \"1GiB\"\nkey_file = \"/k\"\n"
+      "encrypt = ['a,b', '[c', \"d\\\"\\\\\\n\"]\n");
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->config.nvme.encrypt, names);
+  std::vector<std::string> sets;
+  for (const ConfigValue& value : first->values) {
+    if (value.source != "default") sets.push_back(value.key + "=" + value.value);
+  }
+  const auto second = Load("", sets);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(second->config.nvme.encrypt, names);
+}
+
+TEST(Config, AQuotedNameWithADotIsRefused) {
+  EXPECT_THAT(ErrorOf("\"limits.calls\" = 5\n[limits]\ncalls = 6\n"), HasSubstr("a dot in"));
+}
+
+TEST(Config, CharactersBeyondAsciiAreNamedWhereTheyAreWrong) {
+  EXPECT_THAT(ErrorOf("\u030f"), HasSubstr("test.toml:1"));
+  EXPECT_TRUE(Load("# caf\u00e9\n").ok());
 }
 
 TEST(Config, AReloadTellsWhatNeedsARestart) {

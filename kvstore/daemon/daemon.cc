@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -21,9 +22,11 @@
 #include "kvstore/base/units.h"
 #include "kvstore/daemon/machine.h"
 #include "kvstore/daemon/monitoring.h"
+#include "kvstore/daemon/sd_notify.h"
 #include "kvstore/service/service.h"
 #include "kvstore/store/store.h"
 #include "tiers/dram/dram_tier.h"
+#include "tiers/dram/kept_memory.h"
 #include "tiers/gpu/gpu_tier.h"
 #include "tiers/nvme/master_keys.h"
 #include "tiers/nvme/nvme_tier.h"
@@ -87,6 +90,7 @@ struct Daemon::State {
   std::vector<std::string> Degraded();
   void NoteReload(const std::string& what, const absl::Status& status);
   std::vector<service::DaemonFacts::ConfigRow> ConfigRows();
+  void LogKeptStart();
   void LogStart();
   absl::Status ReloadKeys();
   absl::Status Drain(absl::Duration time);
@@ -98,6 +102,7 @@ struct Daemon::State {
   // Of the last reload, by what was reloaded.
   std::map<std::string, std::string> reload_errors ABSL_GUARDED_BY(mutex);
   MonotonicClock clock;
+  SdDescriptorStore descriptors;  // before any thread; outlives the DRAM tier
   std::unique_ptr<EventLoop> core;
   std::unique_ptr<tiers::GpuTier> gpu;
   std::unique_ptr<tiers::DramTier> dram;
@@ -127,7 +132,17 @@ absl::Status Daemon::State::OpenTiers() {
   dram_options.huge_pages = config.dram.hugepages == HugePages::kAuto
                                 ? transfer::SealedMemory::HugePages::kTry
                                 : transfer::SealedMemory::HugePages::kOff;
+  if (config.dram.backing == Backing::kKept) {
+    RETURN_IF_ERROR(
+        SdDescriptorStore::CheckRoomFor(tiers::DramTier::DescriptorsKeptFor(dram_options)));
+    dram_options.keeper = &descriptors;
+    dram_options.boot = ReadBootId();
+    dram_options.hold_time = config.limits.lease_time;
+  } else {
+    tiers::KeptMemory::ForgetAll(descriptors);  // of a daemon with another configuration
+  }
   ASSIGN_OR_RETURN(dram, tiers::DramTier::Create(dram_options, *core, clock));
+  LogKeptStart();
   if (!config.gpu.device.empty()) {
     tiers::GpuTier::Options gpu_options;
     gpu_options.device = config.gpu.device;
@@ -138,6 +153,20 @@ absl::Status Daemon::State::OpenTiers() {
   return absl::OkStatus();
 }
 
+void Daemon::State::LogKeptStart() {
+  const std::optional<tiers::DramTier::KeptStart>& kept = dram->kept_start();
+  if (!kept.has_value()) return;
+  if (!kept->why_cold.empty()) {
+    Log(LogLevel::kWarning, "the kept memory is left aside, the DRAM tier starts cold",
+        {{"reason", kept->why_cold}});
+  }
+  Log(LogLevel::kInfo, "DRAM memory is kept",
+      {{"slabs_found", kept->slabs},
+       {"pages_found", kept->found.pages},
+       {"slots_held", kept->found.reserved},
+       {"entries_damaged", kept->found.damaged}});
+}
+
 absl::Status Daemon::State::OpenStore() {
   const store::StoreOptions options = StoreOptionsOf(config);
   RETURN_IF_ERROR(options.Validate());
@@ -145,9 +174,10 @@ absl::Status Daemon::State::OpenStore() {
     store = std::make_unique<store::Store>(
         options, store::Store::Tiers{.gpu = gpu.get(), .dram = dram.get(), .nvme = nvme.get()},
         *core, clock);
-    store->Start([has_nvme = nvme != nullptr](absl::Status recovered) {
+    const bool has_durable = nvme != nullptr || dram->durable() != nullptr;
+    store->Start([has_durable](absl::Status recovered) {
       if (!recovered.ok()) return Log(LogLevel::kError, "recovery failed", {{"status", recovered}});
-      if (has_nvme) Log(LogLevel::kInfo, "recovery finished");
+      if (has_durable) Log(LogLevel::kInfo, "recovery finished");
     });
   });
   return absl::OkStatus();

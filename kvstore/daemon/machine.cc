@@ -93,6 +93,17 @@ uint64_t CountOpenFiles() {
   return count;
 }
 
+std::array<uint8_t, 16> ReadBootId() {
+  std::ifstream in("/proc/sys/kernel/random/boot_id");
+  std::string text;
+  in >> text;
+  std::erase(text, '-');
+  std::array<uint8_t, 16> id{};
+  for (size_t i = 0; text.size() == 2 * id.size() && i < id.size(); ++i)
+    std::from_chars(&text[2 * i], &text[2 * i] + 2, id[i], 16);
+  return id;
+}
+
 void TuneAllocator() {
   mallopt(M_MMAP_THRESHOLD, 4 << 20);
   mallopt(M_TRIM_THRESHOLD, 64 << 20);

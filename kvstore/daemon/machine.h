@@ -2,6 +2,7 @@
 // environment variables.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -15,6 +16,9 @@ Machine LookAtMachine();
 // Raises the soft limit of open files to the hard one. Returns what it is now.
 uint64_t RaiseFileLimit();
 uint64_t CountOpenFiles();
+
+// Of the running kernel; zeros where it does not say.
+std::array<uint8_t, 16> ReadBootId();
 
 // Keeps the allocator from giving buffers of a call (a few 100 KiB) back to the kernel and faulting
 // them in again, call after call.

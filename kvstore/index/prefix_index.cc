@@ -63,6 +63,7 @@ void PrefixIndex::MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes,
         return nodes_[candidate].ns == ns.value() && nodes_[candidate].hash == hashes[i];
       });
       if (id == kNoNode || !nodes_[id].IsResident()) return;
+      if (i > 0 && nodes_[id].block_index != nodes_[nodes->back()].block_index + 1) return;
       nodes->push_back(id);
     }
     if (step < n) {

@@ -78,7 +78,7 @@ class PrefixIndex {
   // Brings into the cache what removing the node's copy in `tier` and erasing it will read, its
   // own line aside.
   void PrefetchRemoval(NodeId id, size_t tier) const;
-  // The leading nodes of `hashes` that are resident in some tier, appended to `*nodes`.
+  // Appends the leading nodes of `hashes` that are resident and follow one another: each is new.
   void MatchPrefix(NamespaceId ns, std::span<const BlockHash> hashes,
                    std::vector<NodeId>* nodes) const;
   // Finds the node, or makes one without copies. `parent` is linked if the node had none.

@@ -47,6 +47,20 @@ TEST(PrefixIndex, MatchStopsAtFirstMissingBlock) {
   EXPECT_EQ(nodes, std::vector<NodeId>(ids.begin(), ids.begin() + 25));
 }
 
+TEST(PrefixIndex, MatchStopsWhereHashesAreNoPrefix) {
+  PrefixIndex index(1, kAllTiers);
+  const auto ids = AddChain(index, 100, 3);
+  for (const auto& [hashes, matched] : std::vector<std::pair<std::vector<BlockHash>, size_t>>{
+           {{Hash(100), Hash(100), Hash(100)}, 1},
+           {{Hash(100), Hash(101), Hash(100)}, 2},
+           {{Hash(102), Hash(101)}, 1},
+           {{Hash(101), Hash(102)}, 2}}) {
+    std::vector<NodeId> nodes;
+    index.MatchPrefix(kNs, hashes, &nodes);
+    EXPECT_EQ(nodes.size(), matched);
+  }
+}
+
 TEST(PrefixIndex, MatchReturnsWholePrefixOfAnyLength) {
   PrefixIndex index(1, kAllTiers);
   const auto ids = AddChain(index, 100, 70);

@@ -11,10 +11,8 @@ grpc::ServerWriteReactor<v1::AcquireResponse>* AcquireCall::Start(
     const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
     const v1::AcquireRequest& request) {
   std::shared_ptr<AcquireCall> call(new AcquireCall(parts));
-  call->self_ = call;
-  if (absl::Status status = call->Prepare(caller, context, request); !status.ok()) {
-    call->edge_.Post([call, status] { call->End(status); });
-  }
+  call->Hold();
+  call->EndIfRefused(call->Prepare(caller, context, request));
   return call.get();
 }
 
@@ -27,15 +25,7 @@ absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServ
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   BlockKeys blocks;
   ASSIGN_OR_RETURN(blocks.hashes, ReadHashes(request.hashes()));
-  if (scope_.server_deadline.has_value()) {
-    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
-                after = *scope_.server_deadline] {
-      edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock())
-          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
-      });
-    });
-  }
+  EndAtServerDeadline();
   const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu()};
   const bool is_posted = scope_.TryPost(
       parts_.core_queue,
@@ -45,7 +35,7 @@ absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServ
 }
 
 void AcquireCall::StartOnCore(NamespaceKey key, BlockKeys blocks, store::AcquireOptions options) {
-  if (is_cancelled_.load(std::memory_order_relaxed)) return;
+  if (is_cancelled()) return;
   ResolveBlocks(parts_.store, parts_.core, edge_, scope_.tenant, std::move(key), std::move(blocks),
                 [self = shared_from_this(), options](absl::StatusOr<ResolvedBlocks> resolved) {
                   if (!resolved.ok()) {
@@ -69,7 +59,7 @@ void AcquireCall::OnUpdate(store::AcquireUpdate update) {
                             update.lease == LeaseId();
     if (is_refused) return End(update.status);
     lease_ = update.lease;
-    if (has_ended_) {
+    if (has_ended()) {
       // Cancelled while the core was at it.
       if (lease_ != LeaseId())
         parts_.core.Post([self = shared_from_this()] {
@@ -78,7 +68,7 @@ void AcquireCall::OnUpdate(store::AcquireUpdate update) {
       return;
     }
   }
-  if (has_ended_) return;
+  if (has_ended()) return;
   if (!waiting_.has_value()) {
     waiting_ = std::move(update);
   } else {
@@ -91,7 +81,7 @@ void AcquireCall::OnUpdate(store::AcquireUpdate update) {
 }
 
 void AcquireCall::WriteWaiting() {
-  if (is_writing_ || !waiting_.has_value() || has_ended_) return;
+  if (is_writing_ || !waiting_.has_value() || has_ended()) return;
   message_.Clear();
   WriteAcquireUpdate(*waiting_, &message_);
   const bool is_first = waiting_->is_first;
@@ -99,7 +89,7 @@ void AcquireCall::WriteWaiting() {
   waiting_.reset();
   if (is_first) Count(absl::StatusCode::kOk);
   if (is_last) {
-    has_ended_ = true;
+    if (!TakeEnd(absl::StatusCode::kOk)) return;
     is_finishing_with_first_ = is_first;
     StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
     return;
@@ -112,40 +102,16 @@ void AcquireCall::OnWriteDone(bool ok) {
   edge_.Post([self = shared_from_this(), ok] {
     self->is_writing_ = false;
     if (ok) self->is_first_delivered_ = true;
-    if (!ok) return self->End(absl::CancelledError("the client has gone"));
+    if (!ok) return self->End(ClientHasGone());
     self->WriteWaiting();
   });
 }
 
-void AcquireCall::End(const absl::Status& status) {
-  if (has_ended_) return;
-  has_ended_ = true;
-  if (!is_counted_) Count(status.code());
-  Finish(ToGrpc(status));
-}
-
-void AcquireCall::Count(absl::StatusCode code) {
-  is_counted_ = true;
-  parts_.times.Record(Operation::kAcquire, code, parts_.clock.Now() - scope_.entered);
-}
-
-void AcquireCall::OnCancel() {
-  is_cancelled_.store(true, std::memory_order_relaxed);
-  edge_.Post(
-      [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
-}
-
-void AcquireCall::OnDone() {
-  // On the edge thread, behind steps that were posted before the end, such as an OnWriteDone().
-  edge_.Post([self = std::move(self_)] {
-    const bool is_delivered =
-        self->is_first_delivered_ ||
-        (self->is_finishing_with_first_ && !self->is_cancelled_.load(std::memory_order_relaxed));
-    if (self->lease_ != LeaseId() && !is_delivered) {
-      self->parts_.core.Post(
-          [self] { self->parts_.store.Release(self->session_, self->lease_, {}).IgnoreError(); });
-    }
-    self->scope_.ticket.Release();
+void AcquireCall::OnGone() {
+  const bool is_delivered = is_first_delivered_ || (is_finishing_with_first_ && !is_cancelled());
+  if (lease_ == LeaseId() || is_delivered) return;
+  parts_.core.Post([&store = parts_.store, session = session_, lease = lease_] {
+    store.Release(session, lease, {}).IgnoreError();
   });
 }
 

@@ -6,48 +6,37 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <atomic>
 #include <memory>
 #include <optional>
 
-#include "kvstore/service/call.h"
 #include "kvstore/service/resolve.h"
+#include "kvstore/service/stream_call.h"
 #include "kvstore/v1/kvstore.pb.h"
 
 namespace kvstore::service {
 
 // Updates that arrive while a write is under way are merged: what waits is bounded by the blocks of
 // the call.
-class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>,
-                          public std::enable_shared_from_this<AcquireCall> {
+class AcquireCall final
+    : public StreamCall<AcquireCall, grpc::ServerWriteReactor<v1::AcquireResponse>> {
  public:
   static grpc::ServerWriteReactor<v1::AcquireResponse>* Start(
       const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
       const v1::AcquireRequest& request);
   void OnWriteDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
 
  private:
-  explicit AcquireCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {
-    scope_.entered = parts.clock.Now();  // should the call be refused
-  }
+  friend class StreamCall;
+  explicit AcquireCall(const CallParts& parts) : StreamCall(parts, Operation::kAcquire) {}
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                        const v1::AcquireRequest& request);
   void StartOnCore(NamespaceKey key, BlockKeys blocks, store::AcquireOptions options);
   void OnUpdate(store::AcquireUpdate update);
   void WriteWaiting();
-  void End(const absl::Status& status);
-  void Count(absl::StatusCode code);
+  void OnGone() override;
 
-  const CallParts& parts_;
-  Executor& edge_;
-  CallScope scope_;
   SessionId session_;
-  std::atomic<bool> is_cancelled_{false};
-  // Edge thread; read in OnDone(), after the end.
-  bool has_ended_ = false;
-  bool is_counted_ = false;
+  // Edge thread.
   bool is_writing_ = false;
   bool is_first_delivered_ = false;
   bool is_finishing_with_first_ =
@@ -55,7 +44,6 @@ class AcquireCall final : public grpc::ServerWriteReactor<v1::AcquireResponse>,
   LeaseId lease_;
   std::optional<store::AcquireUpdate> waiting_;
   v1::AcquireResponse message_;
-  std::shared_ptr<AcquireCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

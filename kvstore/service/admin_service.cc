@@ -7,6 +7,7 @@
 #include "kvstore/base/text.h"
 #include "kvstore/service/drain_call.h"
 #include "kvstore/service/translate.h"
+#include "kvstore/service/verify_call.h"
 
 namespace kvstore::service {
 namespace {
@@ -136,12 +137,6 @@ void WriteBlockRow(const store::BlockRow& row, v1::ListResponse::Block* out) {
   out->set_leases(row.leases);
 }
 
-absl::StatusOr<std::optional<tiers::TierKind>> ReadOptionalTier(v1::Tier tier) {
-  if (tier == v1::TIER_UNSPECIFIED) return std::optional<tiers::TierKind>();
-  ASSIGN_OR_RETURN(tiers::TierKind kind, ReadTier(tier));
-  return std::optional<tiers::TierKind>(kind);
-}
-
 // Core thread. The tenant's namespace of that name, else any tenant's by fingerprint in hex.
 absl::StatusOr<store::Store::OpenedNamespace> FindForAdmin(const store::Store& store,
                                                            const std::string& tenant,
@@ -186,65 +181,6 @@ std::vector<store::TenantRow> TenantRows(const store::Store& store, const std::s
     std::erase_if(rows, [&](const store::TenantRow& row) { return row.name != tenant; });
   return rows;
 }
-
-// The result of a verification in one message.
-class VerifyCall final : public grpc::ServerWriteReactor<v1::VerifyResponse>,
-                         public std::enable_shared_from_this<VerifyCall> {
- public:
-  static std::shared_ptr<VerifyCall> Start(const CallParts& parts, CallScope scope) {
-    std::shared_ptr<VerifyCall> call(new VerifyCall(parts, std::move(scope)));
-    call->self_ = call;
-    if (call->scope_.server_deadline.has_value()) {
-      call->edge_.Post([weak = std::weak_ptr<VerifyCall>(call), &edge = call->edge_,
-                        &clock = parts.clock, after = *call->scope_.server_deadline] {
-        edge.PostAt(clock.Now() + after, [weak] {
-          if (auto late = weak.lock())
-            late->EndOnEdge(absl::DeadlineExceededError("the server's own deadline for this call"));
-        });
-      });
-    }
-    return call;
-  }
-  static grpc::ServerWriteReactor<v1::VerifyResponse>* Refuse(const absl::Status& status) {
-    class Refusal final : public grpc::ServerWriteReactor<v1::VerifyResponse> {
-     public:
-      explicit Refusal(const absl::Status& why) { Finish(ToGrpc(why)); }
-      void OnDone() override { delete this; }
-    };
-    return new Refusal(status);
-  }
-  const CallScope& scope() const { return scope_; }
-  // Any thread.
-  void End(absl::StatusOr<store::VerifyResult> result) {
-    edge_.Post(
-        [self = shared_from_this(), result = std::move(result)] { self->EndOnEdge(result); });
-  }
-  void OnCancel() override { End(absl::CancelledError("the client has gone")); }
-  void OnDone() override {
-    scope_.ticket.Release();
-    self_.reset();
-  }
-
- private:
-  VerifyCall(const CallParts& parts, CallScope scope)
-      : edge_(parts.edges.Next()), scope_(std::move(scope)) {}
-  void EndOnEdge(const absl::StatusOr<store::VerifyResult>& result) {
-    if (has_ended_) return;
-    has_ended_ = true;
-    if (!result.ok()) return Finish(ToGrpc(result.status()));
-    message_.set_is_last(true);
-    message_.set_checked(result->checked);
-    message_.set_bad(result->bad);
-    message_.set_repaired(result->repaired);
-    StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
-  }
-
-  Executor& edge_;
-  CallScope scope_;
-  bool has_ended_ = false;  // edge thread
-  v1::VerifyResponse message_;
-  std::shared_ptr<VerifyCall> self_;
-};
 
 }  // namespace
 
@@ -387,28 +323,12 @@ grpc::ServerUnaryReactor* AdminService::SetQuota(Context* context,
 
 grpc::ServerWriteReactor<v1::VerifyResponse>* AdminService::Verify(
     Context* context, const v1::VerifyRequest* request) {
-  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kBulk);
-  if (!entered.ok()) return VerifyCall::Refuse(entered.status());
-  absl::StatusOr<std::optional<tiers::TierKind>> tier = ReadOptionalTier(request->tier());
-  if (!tier.ok()) return VerifyCall::Refuse(tier.status());
-  const store::VerifyMode mode =
-      request->repair() ? store::VerifyMode::kRepair : store::VerifyMode::kDropBad;
-  std::shared_ptr<VerifyCall> call = VerifyCall::Start(parts_, *std::move(entered));
-  const bool is_posted =
-      call->scope().TryPost(parts_.core_queue, [&parts = parts_, call, tier = *tier, mode] {
-        parts.store.Verify(tier, mode, [call](absl::StatusOr<store::VerifyResult> result) {
-          call->End(std::move(result));
-        });
-      });
-  if (!is_posted) call->End(CoreIsBusy());
-  return call.get();
+  return VerifyCall::Start(parts_, Enter(*context, CallKind::kBulk), *request);
 }
 
 grpc::ServerWriteReactor<v1::DrainResponse>* AdminService::Drain(Context* context,
                                                                  const v1::DrainRequest*) {
-  absl::StatusOr<CallScope> entered = Enter(*context, CallKind::kBulk);
-  if (!entered.ok()) return DrainCall::Refuse(entered.status());
-  return DrainCall::Start(parts_, facts_, *std::move(entered));
+  return DrainCall::Start(parts_, facts_, Enter(*context, CallKind::kBulk));
 }
 
 grpc::ServerUnaryReactor* AdminService::Resume(Context* context, const v1::ResumeRequest*,

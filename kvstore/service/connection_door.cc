@@ -1,8 +1,6 @@
 #include "kvstore/service/connection_door.h"
 
-#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -14,17 +12,12 @@
 #include <utility>
 
 #include "kvstore/base/log.h"
+#include "kvstore/service/http2_preface.h"
 
 namespace kvstore::service {
 namespace {
 
-constexpr std::string_view kHttp2Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 constexpr absl::Duration kSweepPeriod = absl::Seconds(1);
-constexpr absl::Duration kExhaustedPause = absl::Milliseconds(50);
-constexpr size_t kAcceptsPerTurn = 64;
-// Keys of epoll events: listeners by position, then the wake-up, then connections.
-constexpr uint64_t kWakeKey = 1000;
-constexpr uint64_t kFirstConnectionKey = 1001;
 
 int64_t KeyOf(const Caller& caller) { return caller.uid.has_value() ? int64_t{*caller.uid} : -1; }
 
@@ -41,44 +34,13 @@ ConnectionDoor::ConnectionDoor(const Options& options, const AccessTable& access
       access_(access),
       clock_(clock),
       hand_over_(std::move(hand_over)),
-      next_key_(kFirstConnectionKey) {}
+      loop_({.thread_name = options.thread_name}, clock, *this) {}
 
 ConnectionDoor::~ConnectionDoor() { Stop(); }
 
-void ConnectionDoor::AddListener(ListeningSocket socket) {
-  listeners_.push_back(std::move(socket));
-}
-
-absl::Status ConnectionDoor::Start() {
-  epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
-  wake_.Reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  if (!epoll_.is_open() || !wake_.is_open()) return absl::ErrnoToStatus(errno, "accept loop");
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeKey}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0)
-    return absl::ErrnoToStatus(errno, "accept loop");
-  for (size_t i = 0; i < listeners_.size(); ++i) {
-    event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0)
-      return absl::ErrnoToStatus(errno, "accept loop");
-  }
-  thread_ = std::thread([this] { Run(); });
-  pthread_setname_np(thread_.native_handle(), options_.thread_name);
-  return absl::OkStatus();
-}
-
 void ConnectionDoor::Stop() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-  }
-  if (thread_.joinable()) {
-    const uint64_t one = 1;
-    if (write(wake_.get(), &one, sizeof one) != sizeof one)
-      Log(LogLevel::kError, "cannot wake the accept loop");
-    thread_.join();
-  }
+  loop_.Stop();
   waiting_.clear();
-  listeners_.clear();
 }
 
 ConnectionDoor::Counters ConnectionDoor::counters() const {
@@ -86,69 +48,27 @@ ConnectionDoor::Counters ConnectionDoor::counters() const {
   return counters_;
 }
 
-void ConnectionDoor::PublishCounters() {
+void ConnectionDoor::OnTurnEnd() {
+  DropSilent();
+  if (clock_.Now() >= next_sweep_) SweepGone();
   counted_.connections = num_connections();
   absl::MutexLock lock(&mutex_);
   counters_ = counted_;
 }
 
-void ConnectionDoor::Run() {
-  std::array<epoll_event, 64> events;
-  for (;;) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), PollTimeoutMs());
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_) return;
-    }
-    is_exhausted_ = false;
-    for (int i = 0; i < count; ++i) {
-      const uint64_t key = events[static_cast<size_t>(i)].data.u64;
-      if (key < listeners_.size()) {
-        AcceptAll(listeners_[key]);
-      } else if (key >= kFirstConnectionKey) {
-        OnReadable(key);
-      }
-    }
-    DropSilent();
-    if (clock_.Now() >= next_sweep_) SweepGone();
-    PublishCounters();
-    // A listener stays readable while its connection cannot be taken: without a pause the loop
-    // would spin.
-    if (is_exhausted_) absl::SleepFor(kExhaustedPause);
-  }
-}
-
-int ConnectionDoor::PollTimeoutMs() const {
+absl::Time ConnectionDoor::NextTurnBy() const {
   absl::Time next = next_sweep_;
   for (const auto& [key, waiting] : waiting_) next = std::min(next, waiting.give_up);
-  if (next == absl::InfiniteFuture()) return -1;
-  return static_cast<int>(
-      std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
+  return next;
 }
 
-void ConnectionDoor::AcceptAll(ListeningSocket& listener) {
-  for (size_t i = 0; i < kAcceptsPerTurn; ++i) {
-    UniqueFd fd;
-    switch (listener.Accept(&fd)) {
-      case ListeningSocket::AcceptResult::kAccepted:
-        ++counted_.accepted;
-        Enter(std::move(fd), listener.is_unix());
-        break;
-      case ListeningSocket::AcceptResult::kNothing:
-        return;
-      case ListeningSocket::AcceptResult::kShed:
-        ++counted_.refused_fds;
-        SweepGone();
-        break;
-      case ListeningSocket::AcceptResult::kExhausted:
-        ++counted_.refused_fds;
-        is_exhausted_ = true;
-        return;
-    }
-  }
+void ConnectionDoor::OnNoDescriptor() {
+  ++counted_.refused_fds;
+  SweepGone();
 }
 
-void ConnectionDoor::Enter(UniqueFd fd, bool is_unix) {
+void ConnectionDoor::OnAccepted(UniqueFd fd, bool is_unix) {
+  ++counted_.accepted;
   std::optional<Caller> caller = AccessList::LoopbackCaller();
   if (is_unix) {
     ucred peer{};
@@ -175,8 +95,7 @@ void ConnectionDoor::Enter(UniqueFd fd, bool is_unix) {
   }
   const uint64_t connection = next_key_++;
   // Edge-triggered: bytes that are there but too few must not wake us again.
-  epoll_event event{.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data = {.u64 = connection}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) return;
+  if (!loop_.Watch(fd.get(), connection, EPOLLIN | EPOLLRDHUP | EPOLLET)) return;
   ++connections_by_caller_[key];
   waiting_.emplace(connection, Waiting{.fd = std::move(fd),
                                        .caller = *std::move(caller),
@@ -194,24 +113,25 @@ bool ConnectionDoor::IsOverCap(CallerKey caller) {
   return is_over();
 }
 
-void ConnectionDoor::OnReadable(uint64_t key) {
+void ConnectionDoor::OnReady(uint64_t key, uint32_t /*events*/) {
   auto it = waiting_.find(key);
   if (it == waiting_.end()) return;
   Waiting& waiting = it->second;
   std::array<char, kHttp2Preface.size()> head;
   const ssize_t got = recv(waiting.fd.get(), head.data(), head.size(), MSG_PEEK | MSG_DONTWAIT);
   if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
-  const bool is_preface_so_far =
-      got > 0 && kHttp2Preface.starts_with(std::string_view(head.data(), static_cast<size_t>(got)));
-  if (is_preface_so_far && static_cast<size_t>(got) < kHttp2Preface.size()) return;
+  const PrefaceSoFar preface =
+      got > 0 ? CheckPreface(std::string_view(head.data(), static_cast<size_t>(got)))
+              : PrefaceSoFar::kOther;
+  if (preface == PrefaceSoFar::kPart) return;
   const CallerKey caller_key = KeyOf(waiting.caller);
-  if (!is_preface_so_far) {
+  if (preface == PrefaceSoFar::kOther) {
     ++counted_.refused_handshake;
     waiting_.erase(it);
     Forget(caller_key);
     return;
   }
-  epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, waiting.fd.get(), nullptr);
+  loop_.Unwatch(waiting.fd.get());
   handed_over_.push_back(
       {.fd = waiting.fd.get(), .inode = InodeOf(waiting.fd.get()), .caller = caller_key});
   if (next_sweep_ == absl::InfiniteFuture()) next_sweep_ = clock_.Now() + kSweepPeriod;

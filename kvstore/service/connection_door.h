@@ -21,8 +21,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <memory>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -34,10 +32,11 @@
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
 #include "kvstore/service/listening_socket.h"
+#include "kvstore/service/poll_loop.h"
 
 namespace kvstore::service {
 
-class ConnectionDoor {
+class ConnectionDoor final : private PollLoop::Owner {
  public:
   struct Options {
     const char* thread_name = "kv-door";  // at most 15 bytes
@@ -51,12 +50,12 @@ class ConnectionDoor {
   // `access` outlives the door.
   ConnectionDoor(const Options& options, const AccessTable& access, const Clock& clock,
                  HandOver hand_over);
-  ~ConnectionDoor();  // Stop()
+  ~ConnectionDoor() override;  // Stop()
 
   // Before Start().
-  void AddListener(ListeningSocket socket);
+  void AddListener(ListeningSocket socket) { loop_.AddListener(std::move(socket)); }
   // Errors: errno's of epoll.
-  absl::Status Start();
+  absl::Status Start() { return loop_.Start(); }
   // Closes the listeners and the connections that are not handed over. Idempotent.
   void Stop();
 
@@ -84,17 +83,16 @@ class ConnectionDoor {
     CallerKey caller = 0;
   };
 
-  void Run();
-  void AcceptAll(ListeningSocket& listener);
-  void Enter(UniqueFd fd, bool is_unix);
-  void OnReadable(uint64_t key);
+  void OnAccepted(UniqueFd fd, bool is_unix) override;
+  void OnNoDescriptor() override;
+  void OnReady(uint64_t key, uint32_t events) override;
+  void OnTurnEnd() override;
+  absl::Time NextTurnBy() const override;
   void DropSilent();
   void SweepGone();
   bool IsOverCap(CallerKey caller);
-  int PollTimeoutMs() const;
   size_t num_connections() const { return waiting_.size() + handed_over_.size(); }
   void Forget(CallerKey caller);
-  void PublishCounters() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Options options_;
   const AccessTable& access_;
@@ -102,22 +100,16 @@ class ConnectionDoor {
   const HandOver hand_over_;
 
   // Confined to the door's thread once started.
-  std::vector<ListeningSocket> listeners_;
-  UniqueFd epoll_;
-  UniqueFd wake_;  // eventfd: Stop()
   uint64_t next_key_ = 0;
   absl::flat_hash_map<uint64_t, Waiting> waiting_;
   std::vector<HandedOver> handed_over_;
   absl::flat_hash_map<CallerKey, size_t> connections_by_caller_;
   absl::Time next_sweep_ = absl::InfiniteFuture();
-  bool is_exhausted_ =
-      false;  // no descriptor for a moment: poll the listeners by time, not by readiness
   Counters counted_;
 
   mutable absl::Mutex mutex_;
   Counters counters_ ABSL_GUARDED_BY(mutex_);
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;
+  PollLoop loop_;
 };
 
 }  // namespace kvstore::service

@@ -6,49 +6,39 @@
 
 #include <memory>
 
-#include "kvstore/service/call.h"
 #include "kvstore/service/daemon_facts.h"
+#include "kvstore/service/stream_call.h"
 #include "kvstore/v1/admin.pb.h"
 
 namespace kvstore::service {
 
 void WriteDrain(const store::DrainResult& progress, v1::DrainResponse* out);
 
-class DrainCall final : public grpc::ServerWriteReactor<v1::DrainResponse>,
-                        public std::enable_shared_from_this<DrainCall> {
+class DrainCall final : public StreamCall<DrainCall, grpc::ServerWriteReactor<v1::DrainResponse>> {
  public:
-  // `facts` outlives the call.
+  // `facts` outlives the call. A call that may not enter ends with the reason.
   static grpc::ServerWriteReactor<v1::DrainResponse>* Start(const CallParts& parts,
                                                             const DaemonFacts& facts,
-                                                            CallScope scope);
-  static grpc::ServerWriteReactor<v1::DrainResponse>* Refuse(const absl::Status& status);
+                                                            absl::StatusOr<CallScope> entered);
   void OnWriteDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
 
  private:
-  DrainCall(const CallParts& parts, const DaemonFacts& facts, CallScope scope)
-      : parts_(parts), facts_(facts), edge_(parts.edges.Next()), scope_(std::move(scope)) {}
-  void Begin();
+  friend class StreamCall;
+  DrainCall(const CallParts& parts, const DaemonFacts& facts)
+      : StreamCall(parts, Operation::kAdmin), facts_(facts) {}
+  absl::Status Begin();
   // Edge thread.
   void AskLater();
   void OnProgress(const store::DrainResult& progress);
   void OnResult(const absl::StatusOr<store::DrainResult>& result);
   void WriteLast();
-  void End(const absl::Status& status);
-  void Count(absl::StatusCode code);
 
-  const CallParts& parts_;
   const DaemonFacts& facts_;
-  Executor& edge_;
-  CallScope scope_;
   // Edge thread.
-  bool has_ended_ = false;
   bool is_writing_ = false;
   bool has_result_ = false;
   v1::DrainResponse message_;
   v1::DrainResponse message_last_;
-  std::shared_ptr<DrainCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

@@ -13,10 +13,8 @@ grpc::ServerWriteReactor<v1::GetResponse>* GetCall::Start(
     const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
     const v1::GetRequest& request) {
   std::shared_ptr<GetCall> call(new GetCall(parts));
-  call->self_ = call;
-  if (absl::Status status = call->Prepare(caller, context, request); !status.ok()) {
-    call->edge_.Post([call, status] { call->End(status); });
-  }
+  call->Hold();
+  call->EndIfRefused(call->Prepare(caller, context, request));
   return call.get();
 }
 
@@ -28,19 +26,11 @@ absl::Status GetCall::Prepare(const Caller& caller, const grpc::CallbackServerCo
   scope_.request_bytes = request.ByteSizeLong();
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   ASSIGN_OR_RETURN(BlockKeys blocks, ReadBlockKeys(request.hashes(), request.tokens()));
-  if (scope_.server_deadline.has_value()) {
-    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
-                after = *scope_.server_deadline] {
-      edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock())
-          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
-      });
-    });
-  }
+  EndAtServerDeadline();
   const bool is_posted = scope_.TryPost(
       parts_.core_queue,
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
-        if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
+        if (self->is_cancelled()) return;
         ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant,
                       std::move(key), std::move(blocks),
                       [self](absl::StatusOr<ResolvedBlocks> resolved) {
@@ -73,12 +63,12 @@ void GetCall::StartOnCore(absl::StatusOr<ResolvedBlocks> resolved) {
 
 void GetCall::OnStarted(SessionId session, ResolvedBlocks resolved,
                         const store::MatchResult& match) {
-  session_ = session;
+  session_.Opened(session);
   ns_ = std::move(resolved.ns);
   hashes_ = std::move(resolved.hashes);
   match_ = match;
   renewed_ = parts_.clock.Now();
-  if (has_ended_) return CloseSession();
+  if (has_ended()) return;
   if (ns_.spec.shape.page_bytes() > kPieceBytesMax) {
     if (absl::Status grown = scope_.ticket.Grow(ns_.spec.shape.page_bytes()); !grown.ok())
       return End(grown);
@@ -87,7 +77,7 @@ void GetCall::OnStarted(SessionId session, ResolvedBlocks resolved,
 }
 
 void GetCall::OnUpdate(const store::AcquireUpdate& update) {
-  if (has_ended_) return;
+  if (has_ended()) return;
   if (update.is_first && update.is_last && !update.status.ok() && update.matched_blocks == 0)
     return End(update.status);
   if (update.is_first) {
@@ -104,7 +94,7 @@ void GetCall::OnUpdate(const store::AcquireUpdate& update) {
 }
 
 void GetCall::Pump() {
-  if (has_ended_ || is_writing_ || !has_first_update_) return;
+  if (has_ended() || is_writing_ || !has_first_update_) return;
   if (!is_header_sent_) return WriteHeader();
   if (page_sent_bytes_ > 0 || (next_block_ < matched_blocks_ && ready_[next_block_].has_value()))
     return FillPiece();
@@ -169,7 +159,7 @@ bool GetCall::LoadPage(uint32_t block, std::byte* page) {
   if (location.address != nullptr && transfer::CopyFromSlot(page, location.address, expect).ok())
     return true;
   matched_blocks_ = block;
-  parts_.core.Post([&store = parts_.store, session = *session_, lease = lease_, block] {
+  parts_.core.Post([&store = parts_.store, session = session_.id(), lease = lease_, block] {
     store.Release(session, lease, std::vector<uint32_t>{block}).IgnoreError();
   });
   return false;
@@ -177,9 +167,8 @@ bool GetCall::LoadPage(uint32_t block, std::byte* page) {
 
 void GetCall::WriteEnd() {
   message_.set_delivered_blocks(next_block_);
-  has_ended_ = true;
-  parts_.times.Record(Operation::kGet, absl::StatusCode::kOk, parts_.clock.Now() - scope_.entered);
-  StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
+  if (TakeEnd(absl::StatusCode::kOk))
+    StartWriteAndFinish(&message_, grpc::WriteOptions(), grpc::Status::OK);
 }
 
 void GetCall::Write() {
@@ -192,7 +181,7 @@ void GetCall::KeepLease() {
   const absl::Time now = parts_.clock.Now();
   if (now - renewed_ < parts_.lease_time / 3) return;
   renewed_ = now;
-  parts_.core.Post([&store = parts_.store, session = *session_, lease = lease_] {
+  parts_.core.Post([&store = parts_.store, session = session_.id(), lease = lease_] {
     store.Renew(session, lease).IgnoreError();
   });
 }
@@ -200,37 +189,9 @@ void GetCall::KeepLease() {
 void GetCall::OnWriteDone(bool ok) {
   edge_.Post([self = shared_from_this(), ok] {
     self->is_writing_ = false;
-    if (!ok) return self->End(absl::CancelledError("the client has gone"));
+    if (!ok) return self->End(ClientHasGone());
     self->Pump();
   });
-}
-
-void GetCall::End(const absl::Status& status) {
-  if (has_ended_) return;
-  has_ended_ = true;
-  parts_.times.Record(Operation::kGet, status.code(), parts_.clock.Now() - scope_.entered);
-  Finish(ToGrpc(status));
-}
-
-void GetCall::OnCancel() {
-  is_cancelled_.store(true, std::memory_order_relaxed);
-  edge_.Post(
-      [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
-}
-
-void GetCall::OnDone() {
-  edge_.Post([self = std::move(self_)] {
-    self->is_done_ = true;
-    self->scope_.ticket.Release();
-    self->CloseSession();
-  });
-}
-
-// Once the session is known and the call is done, whichever comes last.
-void GetCall::CloseSession() {
-  if (!is_done_ || !session_.has_value()) return;
-  parts_.core.Post([&store = parts_.store, session = *session_] { store.CloseSession(session); });
-  session_.reset();
 }
 
 }  // namespace kvstore::service

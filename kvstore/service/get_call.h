@@ -8,32 +8,27 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "kvstore/service/call.h"
 #include "kvstore/service/resolve.h"
+#include "kvstore/service/stream_call.h"
 #include "kvstore/v1/kvstore.pb.h"
 
 namespace kvstore::service {
 
-class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>,
-                      public std::enable_shared_from_this<GetCall> {
+class GetCall final : public StreamCall<GetCall, grpc::ServerWriteReactor<v1::GetResponse>> {
  public:
   static grpc::ServerWriteReactor<v1::GetResponse>* Start(
       const CallParts& parts, const Caller& caller, const grpc::CallbackServerContext& context,
       const v1::GetRequest& request);
   void OnWriteDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
 
  private:
-  explicit GetCall(const CallParts& parts) : parts_(parts), edge_(parts.edges.Next()) {
-    scope_.entered = parts.clock.Now();  // should the call be refused
-  }
+  friend class StreamCall;
+  explicit GetCall(const CallParts& parts) : StreamCall(parts, Operation::kGet), session_(parts) {}
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context,
                        const v1::GetRequest& request);
   // Core thread.
@@ -48,21 +43,13 @@ class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>,
   void WriteEnd();
   void Write();
   void KeepLease();
-  void End(const absl::Status& status);
-  void CloseSession();
-
-  const CallParts& parts_;
-  Executor& edge_;
-  CallScope scope_;
-  std::atomic<bool> is_cancelled_{false};
+  void OnGone() override { session_.CallIsDone(); }
 
   // Edge thread.
-  bool has_ended_ = false;
-  bool is_done_ = false;  // OnDone() has run
   bool is_writing_ = false;
   bool is_header_sent_ = false;
   bool has_first_update_ = false;
-  std::optional<SessionId> session_;
+  SessionOfCall session_;
   LeaseId lease_;
   absl::Time renewed_;
   store::Store::OpenedNamespace ns_;
@@ -74,7 +61,6 @@ class GetCall final : public grpc::ServerWriteReactor<v1::GetResponse>,
   std::string page_;         // of a page larger than a piece
   size_t page_sent_bytes_ = 0;
   v1::GetResponse message_;
-  std::shared_ptr<GetCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

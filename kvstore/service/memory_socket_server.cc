@@ -1,8 +1,6 @@
 #include "kvstore/service/memory_socket_server.h"
 
-#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -12,16 +10,11 @@
 #include <utility>
 
 #include "kvstore/base/log.h"
-#include "kvstore/base/thread_preference.h"
 #include "kvstore/service/memory_packets.h"
 
 namespace kvstore::service {
 namespace {
 
-constexpr uint64_t kWakeKey = 1000;
-constexpr uint64_t kFirstConnectionKey = 1001;
-constexpr size_t kAcceptsPerTurn = 64;
-constexpr absl::Duration kExhaustedPause = absl::Milliseconds(50);
 // Of one connection; more wait in its socket.
 constexpr uint32_t kReleasesInFlightMax = 64;
 
@@ -31,80 +24,32 @@ bool IsAccess(MemoryAccess access) {
 
 }  // namespace
 
-void MemorySocketServer::Mailbox::Wake() {
-  const uint64_t one = 1;
-  // A full counter means that a wake-up is already due.
-  if (write(wake.get(), &one, sizeof one) != sizeof one && errno != EAGAIN)
-    Log(LogLevel::kError, "cannot wake the memory socket thread");
-}
-
 void MemorySocketServer::Mailbox::Put(uint64_t connection, Answer answer) {
   {
     absl::MutexLock lock(&mutex);
     if (!is_closed) {
       answers.emplace_back(connection, std::move(answer));
-      return Wake();
+      return (*wake_up)();
     }
   }
   (void)answer(nullptr);
 }
 
-MemorySocketServer::MemorySocketServer(const Options& options, const AccessTable& access,
-                                       store::Store& store, Executor& core, CoreQueue& core_queue,
-                                       SessionTable& sessions, SlabExporter exporter,
-                                       CallTimes& times, const Clock& clock)
+MemorySocketServer::MemorySocketServer(const Options& options, const CallParts& parts,
+                                       SlabExporter exporter)
     : options_(options),
-      access_(access),
-      store_(store),
-      core_(core),
-      core_queue_(core_queue),
-      sessions_(sessions),
+      parts_(parts),
       exporter_(std::move(exporter)),
-      times_(times),
-      clock_(clock),
-      next_key_(kFirstConnectionKey),
       packet_(kAcquireRequestBytesMax),
-      mailbox_(std::make_shared<Mailbox>()) {}
+      mailbox_(std::make_shared<Mailbox>()),
+      loop_({.thread_name = "kv-memory", .is_preferred = true}, parts.clock, *this) {
+  mailbox_->wake_up = loop_.wake_up();
+}
 
 MemorySocketServer::~MemorySocketServer() { Stop(); }
 
-void MemorySocketServer::AddListener(ListeningSocket socket) {
-  listeners_.push_back(std::move(socket));
-}
-
-absl::Status MemorySocketServer::Start() {
-  UniqueFd wake(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
-  if (!epoll_.is_open() || !wake.is_open()) return absl::ErrnoToStatus(errno, "memory socket");
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeKey}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake.get(), &event) != 0)
-    return absl::ErrnoToStatus(errno, "memory socket");
-  for (size_t i = 0; i < listeners_.size(); ++i) {
-    event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0)
-      return absl::ErrnoToStatus(errno, "memory socket");
-  }
-  {
-    absl::MutexLock lock(&mailbox_->mutex);
-    mailbox_->wake = std::move(wake);
-  }
-  thread_ = std::thread([this] { Run(); });
-  pthread_setname_np(thread_.native_handle(), "kv-memory");
-  return absl::OkStatus();
-}
-
 void MemorySocketServer::Stop() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-  }
-  if (thread_.joinable()) {
-    {
-      absl::MutexLock lock(&mailbox_->mutex);
-      mailbox_->Wake();
-    }
-    thread_.join();
-  }
+  loop_.Stop();
   std::vector<std::pair<uint64_t, Answer>> answers;
   {
     absl::MutexLock lock(&mailbox_->mutex);
@@ -113,13 +58,14 @@ void MemorySocketServer::Stop() {
   }
   for (auto& [key, answer] : answers) (void)answer(nullptr);
   while (!connections_.empty()) Close(connections_.begin()->first);
-  listeners_.clear();
 }
 
 void MemorySocketServer::Recheck() {
-  absl::MutexLock lock(&mailbox_->mutex);
-  mailbox_->is_recheck_due = true;
-  mailbox_->Wake();
+  {
+    absl::MutexLock lock(&mailbox_->mutex);
+    mailbox_->is_recheck_due = true;
+  }
+  loop_.Wake();
 }
 
 MemorySocketServer::Counters MemorySocketServer::counters() const {
@@ -127,70 +73,27 @@ MemorySocketServer::Counters MemorySocketServer::counters() const {
   return counters_;
 }
 
-void MemorySocketServer::Run() {
-  PreferThisThread(ThreadPreference::kBeforeOthers);
-  std::array<epoll_event, 64> events;
-  for (;;) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), PollTimeoutMs());
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_) return;
-    }
-    is_exhausted_ = false;
-    for (int i = 0; i < count; ++i) {
-      const epoll_event& event = events[static_cast<size_t>(i)];
-      if (event.data.u64 < listeners_.size()) {
-        AcceptAll(listeners_[event.data.u64]);
-      } else if (event.data.u64 >= kFirstConnectionKey) {
-        OnEvent(event.data.u64, event.events);
-      }
-    }
-    DrainMailbox();
-    DropSilent();
-    counted_.connections = connections_.size();
-    {
-      absl::MutexLock lock(&mutex_);
-      counters_ = counted_;
-    }
-    if (is_exhausted_) absl::SleepFor(kExhaustedPause);
-  }
+void MemorySocketServer::OnTurnEnd() {
+  DrainMailbox();
+  DropSilent();
+  counted_.connections = connections_.size();
+  absl::MutexLock lock(&mutex_);
+  counters_ = counted_;
 }
 
-int MemorySocketServer::PollTimeoutMs() const {
-  if (silent_connections_ == 0) return -1;
+absl::Time MemorySocketServer::NextTurnBy() const {
   absl::Time next = absl::InfiniteFuture();
+  if (silent_connections_ == 0) return next;
   for (const auto& [key, connection] : connections_) next = std::min(next, connection.hello_by);
-  if (next == absl::InfiniteFuture()) return -1;
-  return static_cast<int>(
-      std::clamp<int64_t>(absl::ToInt64Milliseconds(next - clock_.Now()) + 1, 0, 60'000));
+  return next;
 }
 
-void MemorySocketServer::AcceptAll(ListeningSocket& listener) {
-  for (size_t i = 0; i < kAcceptsPerTurn; ++i) {
-    UniqueFd fd;
-    switch (listener.Accept(&fd)) {
-      case ListeningSocket::AcceptResult::kAccepted:
-        Enter(std::move(fd));
-        break;
-      case ListeningSocket::AcceptResult::kNothing:
-        return;
-      case ListeningSocket::AcceptResult::kShed:
-        ++counted_.refused;
-        break;
-      case ListeningSocket::AcceptResult::kExhausted:
-        ++counted_.refused;
-        is_exhausted_ = true;
-        return;
-    }
-  }
-}
-
-void MemorySocketServer::Enter(UniqueFd fd) {
+void MemorySocketServer::OnAccepted(UniqueFd fd, bool /*is_unix*/) {
   ++counted_.accepted;
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) return;
-  std::optional<Caller> caller = access_.Now()->CallerOf(peer.uid);
+  std::optional<Caller> caller = parts_.access.Now()->CallerOf(peer.uid);
   if (!caller.has_value()) {
     if (counted_.refused++ % 1000 == 0) {
       Log(LogLevel::kWarning, "session refused: this uid may not connect",
@@ -210,8 +113,7 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   }
   const size_t packet_bytes_max = GrowSendBuffer(fd.get());
   const uint64_t key = next_key_++;
-  epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.u64 = key}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) {
+  if (!loop_.Watch(fd.get(), key, EPOLLIN | EPOLLRDHUP)) {
     if (of_uid == 0) connections_by_uid_.erase(peer.uid);
     return;
   }
@@ -219,7 +121,7 @@ void MemorySocketServer::Enter(UniqueFd fd) {
   ++silent_connections_;
   connections_.emplace(key, Connection{.fd = std::move(fd),
                                        .caller = *std::move(caller),
-                                       .hello_by = clock_.Now() + options_.handshake_time,
+                                       .hello_by = parts_.clock.Now() + options_.handshake_time,
                                        .packet_bytes_max = packet_bytes_max,
                                        .token = std::nullopt,
                                        .session = {},
@@ -227,7 +129,7 @@ void MemorySocketServer::Enter(UniqueFd fd) {
                                        .access = MemoryAccess::kReadOnly});
 }
 
-void MemorySocketServer::OnEvent(uint64_t key, uint32_t events) {
+void MemorySocketServer::OnReady(uint64_t key, uint32_t events) {
   auto it = connections_.find(key);
   if (it == connections_.end()) return;
   // A hang-up ends the session at once, also while the core works for it.
@@ -237,13 +139,8 @@ void MemorySocketServer::OnEvent(uint64_t key, uint32_t events) {
     return;
   }
   // Level-triggered: what the client has sent meanwhile would wake us without end.
-  Listen(key, it->second, EPOLLRDHUP);
+  loop_.Change(it->second.fd.get(), key, EPOLLRDHUP);
   it->second.is_muted = true;
-}
-
-void MemorySocketServer::Listen(uint64_t key, const Connection& connection, uint32_t events) {
-  epoll_event event{.events = events, .data = {.u64 = key}};
-  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.fd.get(), &event);
 }
 
 MemorySocketServer::Outcome MemorySocketServer::OnPacket(uint64_t key, Connection& connection) {
@@ -301,8 +198,8 @@ MemorySocketServer::Outcome MemorySocketServer::OnHello(uint64_t key, Connection
   connection.is_waiting_for_core = true;
   connection.hello_by = absl::InfiniteFuture();
   --silent_connections_;
-  core_.Post([this, mailbox = mailbox_, &store = store_, &core = core_, key,
-              tenant_name = connection.tenant] {
+  parts_.core.Post([this, mailbox = mailbox_, &store = parts_.store, &core = parts_.core, key,
+                    tenant_name = connection.tenant] {
     absl::StatusOr<SessionId> session = store.OpenSession(tenant_name);
     mailbox->Put(key, [this, &store, &core, session](Connection* opened) {
       if (opened != nullptr) return FinishOpen(*opened, session);
@@ -322,8 +219,8 @@ MemorySocketServer::Outcome MemorySocketServer::OnMapSlab(uint64_t key, Connecti
                : Outcome::kClose;
   }
   connection.is_waiting_for_core = true;
-  core_.Post([this, mailbox = mailbox_, exporter = exporter_, key, request,
-              tenant = connection.tenant, access = connection.access] {
+  parts_.core.Post([this, mailbox = mailbox_, exporter = exporter_, key, request,
+                    tenant = connection.tenant, access = connection.access] {
     absl::StatusOr<ExportedSlab> slab =
         exporter(static_cast<tiers::TierKind>(request.tier), request.slab, tenant, access);
     mailbox->Put(key, [this, slab = std::move(slab)](Connection* mapped) {
@@ -338,22 +235,26 @@ MemorySocketServer::Outcome MemorySocketServer::OnAcquire(uint64_t key, Connecti
                                                           std::span<const std::byte> packet) {
   std::optional<AcquirePacket> request = DecodeAcquireRequest(packet);
   if (!request.has_value()) return OnMalformed(connection);
-  const bool fits =
-      sizeof(AcquireReplyHeader) + request->hashes.size() * kAcquireReplyBytesPerBlock <=
-      connection.packet_bytes_max;
+  // An operation in flight like any other of its tenant; gRPC says what bound is reached.
+  absl::StatusOr<CallGate::Ticket> ticket = parts_.gate.Admit(connection.tenant, packet.size());
+  const bool fits = ticket.ok() && sizeof(AcquireReplyHeader) +
+                                           request->hashes.size() * kAcquireReplyBytesPerBlock <=
+                                       connection.packet_bytes_max;
   connection.is_waiting_for_core =
       fits &&
-      core_queue_.TryPost(
+      parts_.core_queue.TryPost(
           connection.tenant, packet.size(),
-          [this, entered = clock_.Now(), mailbox = mailbox_, &store = store_, key,
+          [this, entered = parts_.clock.Now(), mailbox = mailbox_, &store = parts_.store, key,
            session = connection.session, tenant = connection.tenant,
-           salt = access_.Now()->SaltOf(connection.tenant), request = *std::move(request)] {
-            mailbox->Put(key, [this, entered,
+           salt = parts_.access.Now()->SaltOf(connection.tenant), request = *std::move(request),
+           ticket = *std::move(ticket)]() mutable {
+            mailbox->Put(key, [this, entered, ticket = std::move(ticket),
                                reply = AcquireInPlace(store, session, tenant, salt, request)](
                                   Connection* asking) {
               if (asking == nullptr) return Outcome::kClose;
               if (reply.code == MemoryReplyCode::kOk) {
-                times_.Record(Operation::kAcquire, absl::StatusCode::kOk, clock_.Now() - entered);
+                parts_.times.Record(Operation::kAcquire, absl::StatusCode::kOk,
+                                    parts_.clock.Now() - entered);
               }
               return SendPacket(asking->fd.get(), EncodeAcquireReply(reply)) == SendResult::kSent
                          ? Outcome::kKeep
@@ -373,9 +274,9 @@ MemorySocketServer::Outcome MemorySocketServer::OnRelease(uint64_t key, Connecti
   const auto& in_flight = connection.releases_in_flight;
   connection.is_waiting_for_core =
       in_flight->fetch_add(1, std::memory_order_relaxed) + 1 >= kReleasesInFlightMax;
-  core_.Post([mailbox = mailbox_, &store = store_, key, session = connection.session,
-              lease = LeaseId(request.lease), in_flight,
-              must_answer = connection.is_waiting_for_core] {
+  parts_.core.Post([mailbox = mailbox_, &store = parts_.store, key, session = connection.session,
+                    lease = LeaseId(request.lease), in_flight,
+                    must_answer = connection.is_waiting_for_core] {
     store.Release(session, lease, {}).IgnoreError();  // it may have expired
     in_flight->fetch_sub(1, std::memory_order_relaxed);
     if (must_answer) mailbox->Put(key, [](Connection*) { return Outcome::kKeep; });
@@ -389,9 +290,6 @@ void MemorySocketServer::DrainMailbox() {
   {
     absl::MutexLock lock(&mailbox_->mutex);
     is_recheck_due = std::exchange(mailbox_->is_recheck_due, false);
-    uint64_t count = 0;
-    // Fails when nobody woke us; then there is nothing to drain either.
-    if (read(mailbox_->wake.get(), &count, sizeof count) != sizeof count) count = 0;
     answers.swap(mailbox_->answers);
   }
   for (auto& [key, answer] : answers) {
@@ -405,13 +303,14 @@ void MemorySocketServer::DrainMailbox() {
       continue;
     }
     it->second.is_waiting_for_core = false;
-    if (std::exchange(it->second.is_muted, false)) Listen(key, it->second, EPOLLIN | EPOLLRDHUP);
+    if (std::exchange(it->second.is_muted, false))
+      loop_.Change(it->second.fd.get(), key, EPOLLIN | EPOLLRDHUP);
   }
   if (is_recheck_due) DropUnlisted();
 }
 
 void MemorySocketServer::DropUnlisted() {
-  const std::shared_ptr<const AccessList> access = access_.Now();
+  const std::shared_ptr<const AccessList> access = parts_.access.Now();
   std::vector<uint64_t> unlisted;
   for (const auto& [key, connection] : connections_) {
     if (access->CallerOf(*connection.caller.uid) != connection.caller) unlisted.push_back(key);
@@ -426,10 +325,11 @@ MemorySocketServer::Outcome MemorySocketServer::FinishOpen(
     return Outcome::kClose;
   }
   connection.session = *session;
-  absl::StatusOr<SessionToken> token = sessions_.Add({.id = *session,
-                                                      .tenant = connection.tenant,
-                                                      .uid = connection.caller.uid.value_or(0),
-                                                      .access = connection.access});
+  absl::StatusOr<SessionToken> token =
+      parts_.sessions.Add({.id = *session,
+                           .tenant = connection.tenant,
+                           .uid = connection.caller.uid.value_or(0),
+                           .access = connection.access});
   if (!token.ok()) {
     CloseSession(*session);
     return Outcome::kClose;
@@ -455,7 +355,7 @@ MemorySocketServer::Outcome MemorySocketServer::FinishMap(
 }
 
 void MemorySocketServer::CloseSession(SessionId session) {
-  core_.Post([&store = store_, session] { store.CloseSession(session); });
+  parts_.core.Post([&store = parts_.store, session] { store.CloseSession(session); });
 }
 
 void MemorySocketServer::Close(uint64_t key) {
@@ -463,7 +363,7 @@ void MemorySocketServer::Close(uint64_t key) {
   Connection& connection = it->second;
   if (connection.hello_by != absl::InfiniteFuture()) --silent_connections_;
   if (connection.token.has_value()) {
-    sessions_.Remove(*connection.token);
+    parts_.sessions.Remove(*connection.token);
     CloseSession(connection.session);
   }
   auto of_uid = connections_by_uid_.find(connection.caller.uid.value_or(0));
@@ -473,7 +373,7 @@ void MemorySocketServer::Close(uint64_t key) {
 
 void MemorySocketServer::DropSilent() {
   if (silent_connections_ == 0) return;
-  const absl::Time now = clock_.Now();
+  const absl::Time now = parts_.clock.Now();
   std::vector<uint64_t> silent;
   for (const auto& [key, connection] : connections_) {
     if (connection.hello_by <= now) silent.push_back(key);

@@ -21,7 +21,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -32,14 +31,12 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "kvstore/base/clock.h"
-#include "kvstore/base/executor.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
-#include "kvstore/service/call_times.h"
-#include "kvstore/service/core_queue.h"
+#include "kvstore/service/call.h"
 #include "kvstore/service/listening_socket.h"
+#include "kvstore/service/poll_loop.h"
 #include "kvstore/service/session_table.h"
 #include "kvstore/store/store.h"
 
@@ -56,7 +53,7 @@ struct ExportedSlab {
 using SlabExporter = std::function<absl::StatusOr<ExportedSlab>(
     tiers::TierKind tier, uint32_t slab, std::string_view tenant, MemoryAccess access)>;
 
-class MemorySocketServer {
+class MemorySocketServer final : private PollLoop::Owner {
  public:
   struct Options {
     size_t connections_max = 1024;
@@ -64,15 +61,13 @@ class MemorySocketServer {
     absl::Duration handshake_time = absl::Seconds(5);
     uint64_t incarnation = 0;
   };
-  // `access`, `store`, `core`, `core_queue`, `sessions` and `times` outlive the server; the core still runs when
-  // Stop() is called.
-  MemorySocketServer(const Options& options, const AccessTable& access, store::Store& store,
-                     Executor& core, CoreQueue& core_queue, SessionTable& sessions,
-                     SlabExporter exporter, CallTimes& times, const Clock& clock);
-  ~MemorySocketServer();  // Stop()
+  // What `parts` names outlives the server; the core still runs when Stop() is called.
+  MemorySocketServer(const Options& options, const CallParts& parts, SlabExporter exporter);
+  ~MemorySocketServer() override;  // Stop()
 
-  void AddListener(ListeningSocket socket);  // before Start()
-  absl::Status Start();
+  // Before Start().
+  void AddListener(ListeningSocket socket) { loop_.AddListener(std::move(socket)); }
+  absl::Status Start() { return loop_.Start(); }
   // The access list has changed: ends, soon, the connections of those who may no longer connect or
   // are somebody else now.
   void Recheck();
@@ -112,17 +107,16 @@ class MemorySocketServer {
     absl::Mutex mutex;
     bool is_closed ABSL_GUARDED_BY(mutex) = false;
     std::vector<std::pair<uint64_t, Answer>> answers ABSL_GUARDED_BY(mutex);  // by connection
-    UniqueFd wake ABSL_GUARDED_BY(mutex);
+    std::shared_ptr<const WakeUp> wake_up;
     bool is_recheck_due ABSL_GUARDED_BY(mutex) = false;
-    void Wake() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
     void Put(uint64_t connection, Answer answer) ABSL_LOCKS_EXCLUDED(mutex);
   };
 
-  void Run();
-  void AcceptAll(ListeningSocket& listener);
-  void Enter(UniqueFd fd);
-  void OnEvent(uint64_t key, uint32_t events);
-  void Listen(uint64_t key, const Connection& connection, uint32_t events);
+  void OnAccepted(UniqueFd fd, bool is_unix) override;
+  void OnNoDescriptor() override { ++counted_.refused; }
+  void OnReady(uint64_t key, uint32_t events) override;
+  void OnTurnEnd() override;
+  absl::Time NextTurnBy() const override;
   Outcome OnPacket(uint64_t key, Connection& connection);
   Outcome OnMalformed(Connection& connection);
   Outcome OnHello(uint64_t key, Connection& connection, const MemoryRequest& request);
@@ -136,34 +130,23 @@ class MemorySocketServer {
   void Close(uint64_t key);
   void DropSilent();
   void DropUnlisted();
-  int PollTimeoutMs() const;
 
   const Options options_;
-  const AccessTable& access_;
-  store::Store& store_;
-  Executor& core_;
-  CoreQueue& core_queue_;
-  SessionTable& sessions_;
+  const CallParts& parts_;
   const SlabExporter exporter_;
-  CallTimes& times_;
-  const Clock& clock_;
 
   // Confined to the server's thread once started.
-  std::vector<ListeningSocket> listeners_;
-  UniqueFd epoll_;
   uint64_t next_key_ = 0;
   absl::flat_hash_map<uint64_t, Connection> connections_;
   absl::flat_hash_map<uid_t, size_t> connections_by_uid_;
   size_t silent_connections_ = 0;  // that have not said Hello
-  bool is_exhausted_ = false;
   std::vector<std::byte> packet_;  // the one that is being looked at
   Counters counted_;
 
   std::shared_ptr<Mailbox> mailbox_;
   mutable absl::Mutex mutex_;
   Counters counters_ ABSL_GUARDED_BY(mutex_);
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;
+  PollLoop loop_;
 };
 
 }  // namespace kvstore::service

@@ -23,27 +23,17 @@ grpc::ServerReadReactor<v1::PutRequest>* PutCall::Start(const CallParts& parts,
                                                         const grpc::CallbackServerContext& context,
                                                         v1::PutResponse* response) {
   std::shared_ptr<PutCall> call(new PutCall(parts, response));
-  call->self_ = call;
-  if (absl::Status status = call->Prepare(caller, context); !status.ok()) {
-    call->edge_.Post([call, status] { call->End(status); });
-  } else {
-    call->StartRead(&call->message_);
-  }
+  call->Hold();
+  const absl::Status status = call->Prepare(caller, context);
+  call->EndIfRefused(status);
+  if (status.ok()) call->StartRead(&call->message_);
   return call.get();
 }
 
 absl::Status PutCall::Prepare(const Caller& caller, const grpc::CallbackServerContext& context) {
   // The header is not here yet: count a piece.
   ASSIGN_OR_RETURN(scope_, EnterCall(parts_, caller, context, CallKind::kBulk, kPieceBytesMax));
-  if (scope_.server_deadline.has_value()) {
-    edge_.Post([weak = weak_from_this(), &edge = edge_, &clock = parts_.clock,
-                after = *scope_.server_deadline] {
-      edge.PostAt(clock.Now() + after, [weak] {
-        if (auto late = weak.lock())
-          late->End(absl::DeadlineExceededError("the server's own deadline for this call"));
-      });
-    });
-  }
+  EndAtServerDeadline();
   return absl::OkStatus();
 }
 
@@ -52,7 +42,7 @@ void PutCall::OnReadDone(bool ok) {
 }
 
 void PutCall::OnMessage(bool ok) {
-  if (has_ended_) return;
+  if (has_ended()) return;
   if (is_complete_) return ok ? End(DataGoesOn()) : EndStored();
   if (!ok) return OnDataEnd();
   if (!has_header_) {
@@ -82,7 +72,7 @@ absl::Status PutCall::OnHeader(const v1::PutRequest::Header& header) {
   const bool is_posted = scope_.TryPost(
       parts_.core_queue,
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks)]() mutable {
-        if (self->is_cancelled_.load(std::memory_order_relaxed)) return;
+        if (self->is_cancelled()) return;
         ResolveBlocks(self->parts_.store, self->parts_.core, self->edge_, self->scope_.tenant,
                       std::move(key), std::move(blocks),
                       [self](absl::StatusOr<ResolvedBlocks> resolved) {
@@ -100,10 +90,10 @@ absl::Status PutCall::OnHeader(const v1::PutRequest::Header& header) {
 }
 
 void PutCall::OnStarted(SessionId session, ResolvedBlocks resolved) {
-  session_ = session;
+  session_.Opened(session);
   ns_ = std::move(resolved.ns);
   hashes_ = std::move(resolved.hashes);
-  if (has_ended_) return CloseSession();
+  if (has_ended()) return;
   if (hashes_.empty()) {
     response_->set_blocks(0);
     return End(absl::OkStatus());
@@ -160,7 +150,7 @@ void PutCall::NextWindow() {
   std::vector<BlockHash> hashes(hashes_.begin() + begin, hashes_.begin() + end);
   std::optional<BlockHash> parent;
   if (begin > 0) parent = hashes_[begin - 1];
-  parts_.core.Post([self = shared_from_this(), session = *session_, ns = ns_.id,
+  parts_.core.Post([self = shared_from_this(), session = session_.id(), ns = ns_.id,
                     reservation = window_.reservation, sealed = std::move(sealed_),
                     hashes = std::move(hashes), parent, begin]() mutable {
     store::Store& store = self->parts_.store;
@@ -180,7 +170,7 @@ void PutCall::NextWindow() {
 }
 
 void PutCall::OnWindow(absl::Status committed, absl::StatusOr<store::ReserveResult> reserved) {
-  if (has_ended_) return;
+  if (has_ended()) return;
   if (!committed.ok()) return End(committed);
   if (!reserved.ok()) return End(reserved.status());
   window_ = *std::move(reserved);
@@ -214,34 +204,6 @@ void PutCall::EndStored() {
   response_->set_stored_blocks(stored_blocks_);
   response_->set_existing_blocks(existing_blocks_);
   End(absl::OkStatus());
-}
-
-void PutCall::End(const absl::Status& status) {
-  if (has_ended_) return;
-  has_ended_ = true;
-  parts_.times.Record(Operation::kPut, status.code(), parts_.clock.Now() - scope_.entered);
-  Finish(ToGrpc(status));
-}
-
-void PutCall::OnCancel() {
-  is_cancelled_.store(true, std::memory_order_relaxed);
-  edge_.Post(
-      [self = shared_from_this()] { self->End(absl::CancelledError("the client has gone")); });
-}
-
-void PutCall::OnDone() {
-  edge_.Post([self = std::move(self_)] {
-    self->is_done_ = true;
-    self->scope_.ticket.Release();
-    self->CloseSession();
-  });
-}
-
-// Once the session is known and the call is done, whichever comes last.
-void PutCall::CloseSession() {
-  if (!is_done_ || !session_.has_value()) return;
-  parts_.core.Post([&store = parts_.store, session = *session_] { store.CloseSession(session); });
-  session_.reset();
 }
 
 }  // namespace kvstore::service

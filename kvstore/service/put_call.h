@@ -11,34 +11,29 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <string_view>
 #include <vector>
 
-#include "kvstore/service/call.h"
 #include "kvstore/service/resolve.h"
+#include "kvstore/service/stream_call.h"
 #include "kvstore/v1/kvstore.pb.h"
 
 namespace kvstore::service {
 
-class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>,
-                      public std::enable_shared_from_this<PutCall> {
+class PutCall final : public StreamCall<PutCall, grpc::ServerReadReactor<v1::PutRequest>> {
  public:
   static grpc::ServerReadReactor<v1::PutRequest>* Start(const CallParts& parts,
                                                         const Caller& caller,
                                                         const grpc::CallbackServerContext& context,
                                                         v1::PutResponse* response);
   void OnReadDone(bool ok) override;
-  void OnCancel() override;
-  void OnDone() override;
 
  private:
+  friend class StreamCall;
   PutCall(const CallParts& parts, v1::PutResponse* response)
-      : parts_(parts), edge_(parts.edges.Next()), response_(response) {
-    scope_.entered = parts.clock.Now();  // should the call be refused
-  }
+      : StreamCall(parts, Operation::kPut), response_(response), session_(parts) {}
   absl::Status Prepare(const Caller& caller, const grpc::CallbackServerContext& context);
 
   // Edge thread.
@@ -52,26 +47,18 @@ class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>,
   void OnWindow(absl::Status committed, absl::StatusOr<store::ReserveResult> reserved);
   absl::Status DataGoesOn() const;
   void EndStored();
-  void End(const absl::Status& status);
-  void CloseSession();
+  void OnGone() override { session_.CallIsDone(); }
   uint32_t num_blocks() const { return static_cast<uint32_t>(hashes_.size()); }
   uint32_t window_end() const {
     return window_begin_ + static_cast<uint32_t>(window_.blocks.size());
   }
 
-  const CallParts& parts_;
-  Executor& edge_;
-  CallScope scope_;
-  std::atomic<bool> is_cancelled_{false};
-
   // Edge thread.
   v1::PutResponse* const response_;  // not after the end
   v1::PutRequest message_;
   std::string_view unread_;  // of message_.data()
-  bool has_ended_ = false;
-  bool is_done_ = false;  // OnDone() has run
   bool has_header_ = false;
-  std::optional<SessionId> session_;
+  SessionOfCall session_;
   store::Store::OpenedNamespace ns_;
   std::vector<BlockHash> hashes_;
   store::ReserveResult window_;  // of blocks [window_begin_, window_end())
@@ -83,7 +70,6 @@ class PutCall final : public grpc::ServerReadReactor<v1::PutRequest>,
   bool is_complete_ = false;  // all blocks are committed: the client's half-close is to come
   uint32_t stored_blocks_ = 0;
   uint32_t existing_blocks_ = 0;
-  std::shared_ptr<PutCall> self_;  // until OnDone()
 };
 
 }  // namespace kvstore::service

@@ -124,7 +124,7 @@ struct Service::State {
   }
 
   void FillFacts();
-  void MakeDoors(SlabExporter exporter, store::Store& store, Executor& core, const Clock& clock);
+  void MakeDoors(SlabExporter exporter, const Clock& clock);
   void TakeListeners(Listeners bound);
   std::vector<Caller> Callers() const;
   void SetDraining(bool is_draining) ABSL_LOCKS_EXCLUDED(health_mutex);
@@ -157,8 +157,7 @@ struct Service::State {
   std::unique_ptr<TlsDoor> tls_door;
 };
 
-void Service::State::MakeDoors(SlabExporter exporter, store::Store& store, Executor& core,
-                               const Clock& clock) {
+void Service::State::MakeDoors(SlabExporter exporter, const Clock& clock) {
   const auto hand_over = [this](UniqueFd fd, const Caller& caller) {
     identities.HandOver(std::move(fd), caller);
   };
@@ -167,7 +166,7 @@ void Service::State::MakeDoors(SlabExporter exporter, store::Store& store, Execu
                                   .connections_per_uid_max = options.sessions_max,
                                   .handshake_time = options.handshake_time,
                                   .incarnation = facts.incarnation},
-      access, store, core, core_queue, sessions, std::move(exporter), times, clock);
+      parts, std::move(exporter));
   door = std::make_unique<ConnectionDoor>(
       ConnectionDoor::Options{.connections_max = options.connections_max,
                               .connections_per_uid_max = options.connections_per_uid_max,
@@ -278,7 +277,7 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
       raw->access.Now()->allows_others() ? SocketAudience::kGroup : SocketAudience::kOwnerOnly;
   ASSIGN_OR_RETURN(Listeners bound, BindData(options, audience));
   RETURN_IF_ERROR(BindAdmin(options, &bound));
-  raw->MakeDoors(std::move(exporter), store, core, clock);
+  raw->MakeDoors(std::move(exporter), clock);
   raw->TakeListeners(std::move(bound));
   raw->FillFacts();
   raw->ApplyQuotas(options.tenants.value_or(std::vector<TenantRule>()));

@@ -4,16 +4,12 @@
 #include <map>
 #include <utility>
 
-// Header only: the packaged library is built with exceptions.
-#define TOML_EXCEPTIONS 0
-#define TOML_HEADER_ONLY 1
-#include <toml++/toml.h>
-
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
+#include "kvstore/base/toml.h"
 #include "kvstore/base/units.h"
 #include "kvstore/service/owned_file.h"
 

@@ -1,26 +1,20 @@
 #include "kvstore/service/tls_door.h"
 
 #include <openssl/ssl.h>
-#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 
-#include <algorithm>
 #include <array>
-#include <cerrno>
 #include <string_view>
 #include <utility>
 
 #include "kvstore/base/log.h"
+#include "kvstore/service/http2_preface.h"
 
 namespace kvstore::service {
 namespace {
 
-constexpr std::string_view kHttp2Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-constexpr absl::Duration kExhaustedPause = absl::Milliseconds(50);
+// A handshake costs more than an accept.
 constexpr size_t kAcceptsPerTurn = 16;
-constexpr uint64_t kWakeKey = 1000;
-constexpr uint64_t kFirstConnectionKey = 1001;
 constexpr uint64_t kLogEvery = 100;  // refusals
 
 }  // namespace
@@ -30,29 +24,10 @@ TlsDoor::TlsDoor(const Options& options, std::shared_ptr<const TlsContext> conte
     : options_(options),
       clock_(clock),
       pass_on_(std::move(pass_on)),
-      next_key_(kFirstConnectionKey),
-      context_(std::move(context)) {}
+      context_(std::move(context)),
+      loop_({.thread_name = "kv-tls-door", .accepts_per_turn = kAcceptsPerTurn}, clock, *this) {}
 
 TlsDoor::~TlsDoor() { Stop(); }
-
-void TlsDoor::AddListener(ListeningSocket socket) { listeners_.push_back(std::move(socket)); }
-
-absl::Status TlsDoor::Start() {
-  epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
-  wake_.Reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  if (!epoll_.is_open() || !wake_.is_open()) return absl::ErrnoToStatus(errno, "TLS accept loop");
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeKey}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0)
-    return absl::ErrnoToStatus(errno, "TLS accept loop");
-  for (size_t i = 0; i < listeners_.size(); ++i) {
-    event = {.events = EPOLLIN, .data = {.u64 = i}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, listeners_[i].fd(), &event) != 0)
-      return absl::ErrnoToStatus(errno, "TLS accept loop");
-  }
-  thread_ = std::thread([this] { Run(); });
-  pthread_setname_np(thread_.native_handle(), "kv-tls-door");
-  return absl::OkStatus();
-}
 
 void TlsDoor::SetContext(std::shared_ptr<const TlsContext> context) {
   absl::MutexLock lock(&mutex_);
@@ -60,18 +35,8 @@ void TlsDoor::SetContext(std::shared_ptr<const TlsContext> context) {
 }
 
 void TlsDoor::Stop() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-  }
-  if (thread_.joinable()) {
-    const uint64_t one = 1;
-    if (write(wake_.get(), &one, sizeof one) != sizeof one)
-      Log(LogLevel::kError, "cannot wake the TLS accept loop");
-    thread_.join();
-  }
+  loop_.Stop();
   entering_.clear();
-  listeners_.clear();
 }
 
 TlsDoor::Counters TlsDoor::counters() const {
@@ -79,62 +44,20 @@ TlsDoor::Counters TlsDoor::counters() const {
   return counters_;
 }
 
-void TlsDoor::Run() {
-  std::array<epoll_event, 64> events;
-  for (;;) {
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), PollTimeoutMs());
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_) return;
-    }
-    is_exhausted_ = false;
-    for (int i = 0; i < count; ++i) {
-      const uint64_t key = events[static_cast<size_t>(i)].data.u64;
-      if (key < listeners_.size()) {
-        AcceptAll(listeners_[key]);
-      } else if (key >= kFirstConnectionKey) {
-        OnReady(key);
-      }
-    }
-    DropSilent();
-    counted_.handshakes = entering_.size();
-    {
-      absl::MutexLock lock(&mutex_);
-      counters_ = counted_;
-    }
-    if (is_exhausted_) absl::SleepFor(kExhaustedPause);
-  }
+void TlsDoor::OnTurnEnd() {
+  DropSilent();
+  counted_.handshakes = entering_.size();
+  absl::MutexLock lock(&mutex_);
+  counters_ = counted_;
 }
 
 // Keys rise and every handshake gets the same time: the first gives up first.
-int TlsDoor::PollTimeoutMs() const {
-  if (entering_.empty()) return -1;
-  return static_cast<int>(std::clamp<int64_t>(
-      absl::ToInt64Milliseconds(entering_.begin()->second.give_up - clock_.Now()) + 1, 0, 60'000));
+absl::Time TlsDoor::NextTurnBy() const {
+  return entering_.empty() ? absl::InfiniteFuture() : entering_.begin()->second.give_up;
 }
 
-void TlsDoor::AcceptAll(ListeningSocket& listener) {
-  for (size_t i = 0; i < kAcceptsPerTurn; ++i) {
-    UniqueFd fd;
-    switch (listener.Accept(&fd)) {
-      case ListeningSocket::AcceptResult::kAccepted:
-        ++counted_.accepted;
-        Enter(std::move(fd));
-        break;
-      case ListeningSocket::AcceptResult::kNothing:
-        return;
-      case ListeningSocket::AcceptResult::kShed:
-        ++counted_.refused_fds;
-        break;
-      case ListeningSocket::AcceptResult::kExhausted:
-        ++counted_.refused_fds;
-        is_exhausted_ = true;
-        return;
-    }
-  }
-}
-
-void TlsDoor::Enter(UniqueFd fd) {
+void TlsDoor::OnAccepted(UniqueFd fd, bool /*is_unix*/) {
+  ++counted_.accepted;
   std::shared_ptr<const TlsContext> context;
   {
     absl::MutexLock lock(&mutex_);
@@ -145,26 +68,24 @@ void TlsDoor::Enter(UniqueFd fd) {
   if (entering_.size() >= options_.handshakes_max)
     Refuse(entering_.begin()->first, "more handshakes than are served at a time");
   const uint64_t key = next_key_++;
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = key}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) return;
+  if (!loop_.Watch(fd.get(), key, EPOLLIN)) return;
   entering_.emplace(key, Entering{.peer = {.fd = std::move(fd), .ssl = std::move(ssl), .head = {}},
                                   .give_up = clock_.Now() + options_.handshake_time});
 }
 
-void TlsDoor::OnReady(uint64_t key) {
+void TlsDoor::OnReady(uint64_t key, uint32_t /*events*/) {
   auto it = entering_.find(key);
   if (it == entering_.end()) return;
   Entering& entering = it->second;
   const Step step = Advance(entering);
   if (step == Step::kFailed) return Refuse(key, TlsErrorText(entering.peer.ssl.get()));
   if (step == Step::kDone) {
-    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, entering.peer.fd.get(), nullptr);
+    loop_.Unwatch(entering.peer.fd.get());
     TlsPeer peer = std::move(entering.peer);
     entering_.erase(it);
     return pass_on_(std::move(peer));
   }
-  epoll_event event{.events = step == Step::kWaitRead ? EPOLLIN : EPOLLOUT, .data = {.u64 = key}};
-  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, entering.peer.fd.get(), &event);
+  loop_.Change(entering.peer.fd.get(), key, step == Step::kWaitRead ? EPOLLIN : EPOLLOUT);
 }
 
 TlsDoor::Step TlsDoor::AfterError(Entering& entering, int result) {
@@ -192,7 +113,7 @@ TlsDoor::Step TlsDoor::Advance(Entering& entering) {
     const int got = SSL_read(ssl, bytes.data(), static_cast<int>(bytes.size() - head.size()));
     if (got <= 0) return AfterError(entering, got);
     head.append(bytes.data(), static_cast<size_t>(got));
-    if (!kHttp2Preface.starts_with(head)) return Step::kFailed;
+    if (CheckPreface(head) == PrefaceSoFar::kOther) return Step::kFailed;
   }
   return Step::kDone;
 }

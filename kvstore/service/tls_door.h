@@ -20,8 +20,7 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
-#include <vector>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -30,6 +29,7 @@
 #include "kvstore/base/clock.h"
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/listening_socket.h"
+#include "kvstore/service/poll_loop.h"
 #include "kvstore/service/tls_context.h"
 
 namespace kvstore::service {
@@ -41,7 +41,7 @@ struct TlsPeer {
   std::string head;  // decrypted so far: the HTTP/2 preface
 };
 
-class TlsDoor {
+class TlsDoor final : private PollLoop::Owner {
  public:
   struct Options {
     size_t handshakes_max = 128;
@@ -52,11 +52,12 @@ class TlsDoor {
 
   TlsDoor(const Options& options, std::shared_ptr<const TlsContext> context, const Clock& clock,
           PassOn pass_on);
-  ~TlsDoor();  // Stop()
+  ~TlsDoor() override;  // Stop()
 
-  void AddListener(ListeningSocket socket);  // before Start()
+  // Before Start().
+  void AddListener(ListeningSocket socket) { loop_.AddListener(std::move(socket)); }
   // Errors: errno's of epoll.
-  absl::Status Start();
+  absl::Status Start() { return loop_.Start(); }
   // For connections from now on.
   void SetContext(std::shared_ptr<const TlsContext> context) ABSL_LOCKS_EXCLUDED(mutex_);
   // Closes the listeners and the handshakes. Idempotent.
@@ -78,34 +79,29 @@ class TlsDoor {
   };
   enum class Step { kWaitRead, kWaitWrite, kDone, kFailed };
 
-  void Run();
-  void AcceptAll(ListeningSocket& listener);
-  void Enter(UniqueFd fd);
-  void OnReady(uint64_t key);
+  void OnAccepted(UniqueFd fd, bool is_unix) override;
+  void OnNoDescriptor() override { ++counted_.refused_fds; }
+  void OnReady(uint64_t key, uint32_t events) override;
+  void OnTurnEnd() override;
+  absl::Time NextTurnBy() const override;
   Step Advance(Entering& entering);
   Step AfterError(Entering& entering, int result);
   void Refuse(uint64_t key, const std::string& why);
   void DropSilent();
-  int PollTimeoutMs() const;
 
   const Options options_;
   const Clock& clock_;
   const PassOn pass_on_;
 
   // Confined to the door's thread once started.
-  std::vector<ListeningSocket> listeners_;
-  UniqueFd epoll_;
-  UniqueFd wake_;
   uint64_t next_key_ = 0;
   std::map<uint64_t, Entering> entering_;  // oldest first
-  bool is_exhausted_ = false;
   Counters counted_;
 
   mutable absl::Mutex mutex_;
   std::shared_ptr<const TlsContext> context_ ABSL_GUARDED_BY(mutex_);
   Counters counters_ ABSL_GUARDED_BY(mutex_);
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;
+  PollLoop loop_;
 };
 
 }  // namespace kvstore::service

@@ -2,9 +2,7 @@
 
 #include <openssl/err.h>
 #include <openssl/ssl.h>
-#include <pthread.h>
 #include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -23,8 +21,12 @@ namespace {
 // epoll would not tell of.
 constexpr size_t kRecordBytes = 16384;
 constexpr size_t kPieceBytes = 4 * kRecordBytes;
-constexpr uint64_t kWakeEvent = 0;  // connection k has events 2 k (inner) and 2 k + 1 (network)
+constexpr absl::Duration kDrainLookEvery = absl::Milliseconds(100);
 constexpr uint64_t kLogEvery = 100;
+
+// A connection has a key for each of its descriptors.
+uint64_t InnerKey(uint64_t connection) { return 2 * connection; }
+uint64_t NetworkKey(uint64_t connection) { return 2 * connection + 1; }
 
 }  // namespace
 
@@ -48,28 +50,10 @@ TlsPump::TlsPump(const Options& options, const AccessTable& access,
       clock_(clock),
       hand_over_(std::move(hand_over)),
       scratch_(kPieceBytes, '\0'),
-      context_(std::move(context)) {}
+      context_(std::move(context)),
+      loop_({.thread_name = "kv-tls"}, clock, *this) {}
 
 TlsPump::~TlsPump() { Stop(); }
-
-absl::Status TlsPump::Start() {
-  epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
-  wake_.Reset(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
-  epoll_event event{.events = EPOLLIN, .data = {.u64 = kWakeEvent}};
-  if (!epoll_.is_open() || !wake_.is_open() ||
-      epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0)
-    return absl::ErrnoToStatus(errno, "TLS connections");
-  thread_ = std::thread([this] { Run(); });
-  pthread_setname_np(thread_.native_handle(), "kv-tls");
-  return absl::OkStatus();
-}
-
-void TlsPump::Wake() {
-  const uint64_t one = 1;
-  // A full counter means that a wake-up is already due.
-  if (write(wake_.get(), &one, sizeof one) != sizeof one && errno != EAGAIN)
-    Log(LogLevel::kError, "cannot wake the TLS thread");
-}
 
 void TlsPump::Add(TlsPeer peer) {
   {
@@ -78,7 +62,7 @@ void TlsPump::Add(TlsPeer peer) {
     if (stopping_ || inbox_.size() >= options_.connections_max) return;
     inbox_.push_back(std::move(peer));
   }
-  Wake();
+  loop_.Wake();
 }
 
 void TlsPump::SetContext(std::shared_ptr<const TlsContext> context) {
@@ -91,7 +75,7 @@ void TlsPump::Recheck() {
     absl::MutexLock lock(&mutex_);
     is_recheck_due_ = true;
   }
-  Wake();
+  loop_.Wake();
 }
 
 void TlsPump::Stop() {
@@ -99,10 +83,7 @@ void TlsPump::Stop() {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
   }
-  if (thread_.joinable()) {
-    Wake();
-    thread_.join();
-  }
+  loop_.Stop();
   connections_.clear();
   absl::MutexLock lock(&mutex_);
   inbox_.clear();
@@ -113,40 +94,31 @@ TlsPump::Counters TlsPump::counters() const {
   return counters_;
 }
 
-void TlsPump::Run() {
-  std::array<epoll_event, 64> events;
-  for (;;) {
-    // Draining connections are looked at by time; all else by readiness.
-    const int timeout_ms = draining_ == 0 ? -1 : 100;
-    const int count = epoll_wait(epoll_.get(), events.data(), events.size(), timeout_ms);
-    {
-      absl::MutexLock lock(&mutex_);
-      if (stopping_) return;
-    }
-    for (int i = 0; i < count; ++i) {
-      const epoll_event& event = events[static_cast<size_t>(i)];
-      if (event.data.u64 == kWakeEvent) continue;
-      const bool is_network = event.data.u64 % 2 == 1;
-      // The peer has gone in both directions: it would be reported again and again while gRPC does
-      // not take what is left.
-      if (is_network && (event.events & (EPOLLHUP | EPOLLERR)) != 0) {
-        if (connections_.contains(event.data.u64 / 2)) End(event.data.u64 / 2);
-      } else {
-        OnReady(event.data.u64 / 2);
-      }
-    }
-    DrainInbox();
-    if (draining_ > 0) DropUndrained();
-    counted_.connections = connections_.size();
-    absl::MutexLock lock(&mutex_);
-    counters_ = counted_;
+void TlsPump::OnReady(uint64_t event, uint32_t events) {
+  const uint64_t key = event / 2;
+  // The peer has gone in both directions: it would be reported again and again while gRPC does not
+  // take what is left.
+  if (event == NetworkKey(key) && (events & (EPOLLHUP | EPOLLERR)) != 0) {
+    if (connections_.contains(key)) End(key);
+  } else {
+    Pump(key);
   }
 }
 
+void TlsPump::OnTurnEnd() {
+  DrainInbox();
+  if (draining_ > 0) DropUndrained();
+  counted_.connections = connections_.size();
+  absl::MutexLock lock(&mutex_);
+  counters_ = counted_;
+}
+
+// Draining connections are looked at by time; all else by readiness.
+absl::Time TlsPump::NextTurnBy() const {
+  return draining_ == 0 ? absl::InfiniteFuture() : clock_.Now() + kDrainLookEvery;
+}
+
 void TlsPump::DrainInbox() {
-  uint64_t wakes = 0;
-  // Fails when nobody woke us.
-  if (read(wake_.get(), &wakes, sizeof wakes) != sizeof wakes) return;
   std::vector<TlsPeer> peers;
   bool is_recheck_due = false;
   std::shared_ptr<const TlsContext> context;
@@ -187,13 +159,12 @@ void TlsPump::Enter(TlsPeer peer, const TlsContext& context) {
   connection->to_inner = std::move(peer.head);
   connection->peer = std::move(peer);
   const uint64_t key = next_key_++;
-  epoll_event event{.events = 0, .data = {.u64 = 2 * key + 1}};
-  if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, connection->peer.fd.get(), &event) != 0) return;
+  if (!loop_.Watch(connection->peer.fd.get(), NetworkKey(key), 0)) return;
   ++connections_by_tenant_[connection->caller.home_tenant];
   const Caller& who = connections_.emplace(key, std::move(connection)).first->second->caller;
   hand_over_(std::move(outer), who);
   // What the door has decrypted beyond the preface is inside OpenSSL: epoll does not tell of it.
-  OnReady(key);
+  Pump(key);
 }
 
 bool TlsPump::IsOverCap(const Caller& caller) const {
@@ -217,7 +188,7 @@ void TlsPump::RecheckAll(const TlsContext& context) {
   }
 }
 
-void TlsPump::OnReady(uint64_t key) {
+void TlsPump::Pump(uint64_t key) {
   auto it = connections_.find(key);
   if (it == connections_.end()) return;
   Connection& connection = *it->second;
@@ -313,18 +284,19 @@ TlsPump::Outcome TlsPump::Send(Connection& connection, std::string_view bytes) {
 void TlsPump::Watch(uint64_t key, Connection& connection) {
   const bool wants_in = connection.to_inner.empty() && !connection.has_inner_ended;
   const bool wants_out = !connection.to_network.empty() || connection.read_wants_write;
-  epoll_event event{.events = (wants_in ? EPOLLIN : 0u) | (wants_out ? EPOLLOUT : 0u),
-                    .data = {.u64 = 2 * key + 1}};
-  epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, connection.peer.fd.get(), &event);
+  loop_.Change(connection.peer.fd.get(), NetworkKey(key),
+               (wants_in ? EPOLLIN : 0u) | (wants_out ? EPOLLOUT : 0u));
   const bool takes_more = connection.to_network.empty() && !connection.has_inner_ended;
-  event = {.events = (takes_more ? EPOLLIN : 0u) | (connection.to_inner.empty() ? 0u : EPOLLOUT),
-           .data = {.u64 = 2 * key}};
-  const bool is_wanted = event.events != 0;
-  if (!is_wanted && !connection.is_inner_watched) return;
-  const int operation = !is_wanted                    ? EPOLL_CTL_DEL
-                        : connection.is_inner_watched ? EPOLL_CTL_MOD
-                                                      : EPOLL_CTL_ADD;
-  epoll_ctl(epoll_.get(), operation, connection.inner.get(), &event);
+  const uint32_t inner =
+      (takes_more ? EPOLLIN : 0u) | (connection.to_inner.empty() ? 0u : EPOLLOUT);
+  const bool is_wanted = inner != 0;
+  if (is_wanted && connection.is_inner_watched) {
+    loop_.Change(connection.inner.get(), InnerKey(key), inner);
+  } else if (is_wanted) {
+    (void)loop_.Watch(connection.inner.get(), InnerKey(key), inner);
+  } else if (connection.is_inner_watched) {
+    loop_.Unwatch(connection.inner.get());
+  }
   connection.is_inner_watched = is_wanted;
 }
 

@@ -16,7 +16,6 @@
 #include <memory>
 #include <string>
 #include <string_view>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -28,12 +27,13 @@
 #include "kvstore/base/unique_fd.h"
 #include "kvstore/service/access_list.h"
 #include "kvstore/service/caller.h"
+#include "kvstore/service/poll_loop.h"
 #include "kvstore/service/tls_context.h"
 #include "kvstore/service/tls_door.h"
 
 namespace kvstore::service {
 
-class TlsPump {
+class TlsPump final : private PollLoop::Owner {
  public:
   struct Options {
     size_t connections_max = 512;
@@ -46,10 +46,10 @@ class TlsPump {
   // `access` outlives the pump.
   TlsPump(const Options& options, const AccessTable& access,
           std::shared_ptr<const TlsContext> context, const Clock& clock, HandOver hand_over);
-  ~TlsPump();  // Stop()
+  ~TlsPump() override;  // Stop()
 
   // Errors: errno's of epoll.
-  absl::Status Start();
+  absl::Status Start() { return loop_.Start(); }
   // Any thread. The connection is closed if no tenant lists its names, or over a cap.
   void Add(TlsPeer peer) ABSL_LOCKS_EXCLUDED(mutex_);
   void SetContext(std::shared_ptr<const TlsContext> context) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -71,13 +71,14 @@ class TlsPump {
   struct Connection;
   enum class Outcome { kGoOn, kEnd };
 
-  void Run();
-  void Wake();
+  void OnReady(uint64_t event, uint32_t events) override;
+  void OnTurnEnd() override;
+  absl::Time NextTurnBy() const override;
   void DrainInbox() ABSL_LOCKS_EXCLUDED(mutex_);
   void Enter(TlsPeer peer, const TlsContext& context);
   bool IsOverCap(const Caller& caller) const;
   void RecheckAll(const TlsContext& context);
-  void OnReady(uint64_t key);
+  void Pump(uint64_t key);
   Outcome PumpIn(Connection& connection);
   Outcome PumpOut(Connection& connection);
   void SendInner(Connection& connection, std::string_view bytes);
@@ -92,8 +93,6 @@ class TlsPump {
   const HandOver hand_over_;
 
   // Confined to the pump's thread once started.
-  UniqueFd epoll_;
-  UniqueFd wake_;
   uint64_t next_key_ = 1;
   absl::flat_hash_map<uint64_t, std::unique_ptr<Connection>> connections_;
   absl::flat_hash_map<std::string, size_t> connections_by_tenant_;
@@ -107,7 +106,7 @@ class TlsPump {
   bool is_recheck_due_ ABSL_GUARDED_BY(mutex_) = false;
   Counters counters_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;
+  PollLoop loop_;
 };
 
 }  // namespace kvstore::service

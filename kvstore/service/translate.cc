@@ -75,6 +75,12 @@ absl::StatusOr<tiers::TierKind> ReadTier(v1::Tier tier) {
   }
 }
 
+absl::StatusOr<std::optional<tiers::TierKind>> ReadOptionalTier(v1::Tier tier) {
+  if (tier == v1::TIER_UNSPECIFIED) return std::optional<tiers::TierKind>();
+  ASSIGN_OR_RETURN(tiers::TierKind kind, ReadTier(tier));
+  return std::optional<tiers::TierKind>(kind);
+}
+
 absl::StatusOr<NamespaceSpec> ReadSpec(const v1::NamespaceSpec& in, std::string tenant) {
   NamespaceSpec spec;
   spec.model = in.model();

@@ -47,6 +47,7 @@ grpc::Status ToGrpc(const absl::Status& status);
 absl::StatusOr<std::vector<BlockHash>> ReadHashes(const std::string& bytes);
 absl::StatusOr<std::optional<BlockHash>> ReadParent(const std::string& bytes);
 absl::StatusOr<tiers::TierKind> ReadTier(v1::Tier tier);
+absl::StatusOr<std::optional<tiers::TierKind>> ReadOptionalTier(v1::Tier tier);
 // Spec with defaults filled in and the tenant given; validated.
 absl::StatusOr<NamespaceSpec> ReadSpec(const v1::NamespaceSpec& spec, std::string tenant);
 // 1 to 256 bytes without control characters.

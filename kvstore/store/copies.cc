@@ -99,6 +99,8 @@ void Copies::RemoveCopy(NodeId id, TierKind kind) {
 
 void Copies::Publish(NodeId id, TierKind kind, Recency recency) {
   index_.Publish(id, Pos(kind));
+  if (kind != TierKind::kNvme && tier(kind)->durable() != nullptr)
+    tier(kind)->NotePublished(page(id, kind), IdentityOf(id));
   unwritable_.erase(id);
   ++PagesIn(id, kind);
   const PoolId pool = PoolOf(id);
@@ -217,10 +219,14 @@ bool Copies::HasColderCopy(NodeId id, TierKind kind) const {
   return false;
 }
 
-std::vector<NodeId> Copies::TakeUnwritable(size_t blocks_max) {
+std::vector<NodeId> Copies::TakeUnwritable(NodeId from, size_t blocks_max) {
   std::vector<NodeId> taken;
-  while (!unwritable_.empty() && taken.size() < blocks_max)
-    taken.push_back(unwritable_.extract(unwritable_.begin()).value());
+  for (auto it = unwritable_.lower_bound(from);
+       !unwritable_.empty() && taken.size() < blocks_max;) {
+    if (it == unwritable_.end()) it = unwritable_.begin();
+    taken.push_back(*it);
+    it = unwritable_.erase(it);
+  }
   return taken;
 }
 

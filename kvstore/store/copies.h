@@ -89,8 +89,9 @@ class Copies {
   // copy of it is published or dropped.
   void MarkUnwritable(NodeId id) { unwritable_.insert(id); }
   bool HasUnwritable() const { return !unwritable_.empty(); }
-  // Takes the mark from up to `blocks_max` blocks.
-  std::vector<NodeId> TakeUnwritable(size_t blocks_max);
+  // Takes the mark from up to `blocks_max` blocks, in the order of their ids from `from` on and then
+  // from the first.
+  std::vector<NodeId> TakeUnwritable(NodeId from, size_t blocks_max);
   bool HasColderTier(TierKind kind) const;
   bool HasColderCopy(NodeId id, TierKind kind) const;
   // Has a dirty block copied to the tier below. False: it cannot be saved and may be dropped.

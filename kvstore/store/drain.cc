@@ -21,7 +21,7 @@ void Drain::Start(Done done) {
   write_behind_.set_is_draining(true);
   written_before_ = DemotedPages(copies_);
   // What a colder tier refused is offered once more.
-  copies_.TakeUnwritable(SIZE_MAX);
+  copies_.TakeUnwritable(0, SIZE_MAX);
   BeginRound();
 }
 

@@ -4,6 +4,12 @@
 #include <optional>
 
 namespace kvstore::store {
+namespace {
+
+// Of one block. Below what its counter of holds can count: moves, saves and checks hold it, too.
+constexpr uint16_t kLeaseHoldsMax = 65000;
+
+}  // namespace
 
 Loads::Loads(const StoreOptions& options, Copies& copies, Moves& moves, SessionTable& sessions,
              Executor& executor, const Clock& clock)
@@ -56,7 +62,7 @@ void Loads::Acquire(SessionId session_id, NamespaceId ns, std::span<const BlockH
   nodes.reserve(hashes.size());
   copies_.index().MatchPrefix(ns, hashes, &nodes);
   for (size_t i = 0; i < nodes.size(); ++i) {
-    if (!copies_.CanHold(nodes[i])) nodes.resize(i);
+    if (copies_.index().node(nodes[i]).holds >= kLeaseHoldsMax) nodes.resize(i);
   }
   if (options.must_be_readable && !std::ranges::all_of(nodes, [&](NodeId node) {
         return ReadableTier(node, options).has_value();

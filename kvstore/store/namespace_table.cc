@@ -115,7 +115,8 @@ std::string NamespaceTable::EncodeRecord(const Namespace& ns) {
   return out + ns.name + ns.spec.Encode();
 }
 
-absl::StatusOr<Namespace*> NamespaceTable::Restore(std::string_view record) {
+absl::StatusOr<Namespace*> NamespaceTable::Restore(std::string_view record,
+                                                   uint64_t* recorded_epoch) {
   const size_t magic = sizeof kRecordMagic - 1;
   uint64_t epoch = 0;
   uint32_t name_bytes = 0;
@@ -129,6 +130,7 @@ absl::StatusOr<Namespace*> NamespaceTable::Restore(std::string_view record) {
   std::string name(record.substr(fixed, name_bytes));
   ASSIGN_OR_RETURN(const NamespaceSpec spec,
                    NamespaceSpec::Decode(record.substr(fixed + name_bytes)));
+  *recorded_epoch = epoch;
   if (Namespace* known = Find(spec.ComputeFingerprint())) {
     known->epoch = std::max(known->epoch, epoch);
     epochs_[known->id.value()].epoch = known->epoch;

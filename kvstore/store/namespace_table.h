@@ -49,8 +49,8 @@ class NamespaceTable {
   // Errors: AlreadyExists, the tenant's `name` means another spec; ResourceExhausted.
   absl::StatusOr<Namespace*> Open(const NamespaceSpec& spec, std::string name);
   // What a durable tier kept (EncodeRecord). Namespaces that are open already keep their state,
-  // with the higher epoch. Errors: DataLoss.
-  absl::StatusOr<Namespace*> Restore(std::string_view record);
+  // with the higher epoch. `recorded_epoch`: the one in the record. Errors: DataLoss.
+  absl::StatusOr<Namespace*> Restore(std::string_view record, uint64_t* recorded_epoch);
   static std::string EncodeRecord(const Namespace& ns);
 
   const Namespace* Find(const Fingerprint& fingerprint) const;

@@ -8,6 +8,7 @@
 #include "kvstore/base/status_macros.h"
 #include "kvstore/store/copies.h"
 #include "kvstore/store/drain.h"
+#include "kvstore/store/durable_tiers.h"
 #include "kvstore/store/loads.h"
 #include "kvstore/store/moves.h"
 #include "kvstore/store/namespace_table.h"
@@ -79,8 +80,9 @@ struct Store::State {
         saves(options, copies, room, namespaces, sessions, e, c),
         verification(copies, room, moves, e, c, o.move_deadline),
         drain(copies, moves, write_behind, e),
-        tenant_admin(tenants, copies, room, moves, sessions, loads, t.nvme),
-        recovery(o.blocks_max, namespaces, copies, tenant_admin),
+        durable(t),
+        tenant_admin(tenants, copies, room, moves, sessions, loads, durable),
+        recovery(o.blocks_max, namespaces, copies, tenant_admin, durable),
         sweep(copies, namespaces, e, c),
         clock(c) {
     copies.set_on_dirty_victim(
@@ -89,6 +91,8 @@ struct Store::State {
     moves.set_on_published(on_published);
     saves.set_on_published(on_published);
     moves.set_on_written([this] { drain.OnWritten(); });
+    recovery.set_on_lacks_colder_copy(
+        [this](NodeId id, TierKind kind) { write_behind.OnRecovered(id, kind); });
   }
 
   // The namespace with this id, if it exists and is the session's tenant's. The epoch may be old.
@@ -117,6 +121,7 @@ struct Store::State {
   Saves saves;
   Verification verification;
   store::Drain drain;
+  DurableTiers durable;
   TenantAdmin tenant_admin;
   Recovery recovery;
   Sweep sweep;
@@ -129,8 +134,7 @@ Store::Store(const StoreOptions& options, Tiers tiers, Executor& executor, const
 Store::~Store() = default;
 
 void Store::Start(absl::AnyInvocable<void(absl::Status)> on_finished) {
-  if (state_->tiers.nvme == nullptr) return on_finished(absl::OkStatus());
-  state_->recovery.Start(state_->tiers.nvme, std::move(on_finished));
+  state_->recovery.Start(std::move(on_finished));
 }
 
 // --- Namespaces
@@ -157,9 +161,9 @@ void Store::OpenKnownNamespace(const NamespaceSpec& spec, std::string name,
   const absl::StatusOr<Namespace*> ns = state_->namespaces.Open(spec, std::move(name));
   if (!ns.ok()) return done(ns.status());
   if (absl::Status s = state_->copies.OpenPools(**ns); !s.ok()) return done(s);
-  if (state_->tiers.nvme != nullptr) state_->tiers.nvme->NameNamespace((*ns)->fingerprint, called);
-  if ((*ns)->is_kept || state_->tiers.nvme == nullptr) return done(Opened(**ns));
-  state_->tiers.nvme->SaveMetadata(
+  state_->durable.NameNamespace((*ns)->fingerprint, called);
+  if ((*ns)->is_kept || state_->durable.empty()) return done(Opened(**ns));
+  state_->durable.SaveMetadata(
       absl::StrCat(std::string(kNamespaceKeyPrefix), (*ns)->fingerprint.Hex()),
       NamespaceTable::EncodeRecord(**ns),
       [this, opened = Opened(**ns), done = std::move(done)](absl::Status status) mutable {
@@ -218,19 +222,18 @@ void Store::ClearKnown(std::string_view tenant, const Fingerprint& fingerprint,
   if (ns == nullptr || ns->spec.tenant != tenant) return done(NoNamespace());
   if (absl::Status s = state_->namespaces.Advance(ns); !s.ok()) return done(s);
   state_->sweep.Start();
-  if (state_->tiers.nvme == nullptr) return done(absl::OkStatus());
-  state_->tiers.nvme->SaveMetadata(
-      absl::StrCat(std::string(kNamespaceKeyPrefix), fingerprint.Hex()),
-      NamespaceTable::EncodeRecord(*ns),
-      [nvme = state_->tiers.nvme, fingerprint, epoch = ns->epoch,
-       done = std::move(done)](absl::Status saved) mutable {
-        // Whether or not the new epoch could be saved, the old ones' keys go.
-        nvme->EraseEpochs(fingerprint, epoch,
-                          [saved, done = std::move(done)](absl::Status erased) mutable {
-                            saved.Update(erased);
-                            done(std::move(saved));
-                          });
-      });
+  state_->durable.SaveMetadata(absl::StrCat(std::string(kNamespaceKeyPrefix), fingerprint.Hex()),
+                               NamespaceTable::EncodeRecord(*ns),
+                               [durable = &state_->durable, fingerprint, epoch = ns->epoch,
+                                done = std::move(done)](absl::Status saved) mutable {
+                                 // Whether or not the new epoch could be saved, the old ones' keys go.
+                                 durable->EraseEpochs(
+                                     fingerprint, epoch,
+                                     [saved, done = std::move(done)](absl::Status erased) mutable {
+                                       saved.Update(erased);
+                                       done(std::move(saved));
+                                     });
+                               });
 }
 
 // --- Sessions
@@ -347,7 +350,7 @@ StoreStatus Store::status() const {
   return status;
 }
 
-bool Store::keeps_metadata() const { return state_->tiers.nvme != nullptr; }
+bool Store::keeps_metadata() const { return !state_->durable.empty(); }
 
 std::vector<TenantRow> Store::ListTenants() const { return state_->tenant_admin.List(); }
 

@@ -245,7 +245,7 @@ class Store {
   Store(const StoreOptions& options, Tiers tiers, Executor& executor, const Clock& clock);
   ~Store();  // no operation may be in flight in a tier: call Tier::Stop() first
 
-  // Begins recovery from the durable tier; blocks become matchable as they are known. `on_finished`
+  // Begins recovery from the durable tiers; blocks become matchable as they are known. `on_finished`
   // once. Call once, first.
   void Start(absl::AnyInvocable<void(absl::Status)> on_finished);
 
@@ -289,7 +289,7 @@ class Store {
                const AcquireOptions& options, std::function<void(const AcquireUpdate&)> on_update);
   // Ends the lease. `bad_blocks`: positions whose bytes the reader found wrong; their copies in the
   // tier that was read are verified by the store and dropped if it agrees. Errors: NotFound, no
-  // such lease of this session (it may have expired).
+  // such lease of `session` (it may have expired).
   absl::Status Release(SessionId session, LeaseId lease, std::span<const uint32_t> bad_blocks);
   // Sets the lease's end to now + lease_time. Errors: NotFound.
   absl::Status Renew(SessionId session, LeaseId lease);
@@ -305,7 +305,7 @@ class Store {
                                         std::optional<BlockHash> parent, uint32_t first_block_index,
                                         std::span<const BlockHash> hashes, TierKind tier);
   // Publishes blocks: all bytes are in their slots. Blocks of the reservation may be committed in
-  // several calls. Errors: NotFound, no such reservation of this session (it may have expired);
+  // several calls. Errors: NotFound, no such reservation of `session` (it may have expired);
   // Aborted, the namespace was cleared; InvalidArgument, a position that was not reserved;
   // DataLoss, checksum differs from the known one. On an error nothing of the call is published.
   absl::Status Commit(SessionId session, ReservationId reservation,

@@ -54,12 +54,12 @@ void TenantAdmin::SetQuota(std::string_view tenant, TierKind tier, uint64_t byte
   tenants_.SetQuota(*id, tier, bytes);
   tenants_.use(*id, tier).is_quota_set_here = true;
   room_.ShrinkToQuota(*id, tier);
-  if (life == QuotaLife::kThisRun || durable_ == nullptr) return done(absl::OkStatus());
+  if (life == QuotaLife::kThisRun || durable_.empty()) return done(absl::OkStatus());
   QuotaRecord record;
   for (const TierKind kind : kAllTiers)
     record.bytes[Pos(kind)] = tenants_.use(*id, kind).quota_bytes;
-  durable_->SaveMetadata(std::string(kQuotaKeyPrefix) + std::string(tenant), record.Encode(),
-                         std::move(done));
+  durable_.SaveMetadata(std::string(kQuotaKeyPrefix) + std::string(tenant), record.Encode(),
+                        std::move(done));
 }
 
 std::optional<std::string_view> TenantAdmin::TenantOfKey(std::string_view key) {

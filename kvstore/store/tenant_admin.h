@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kvstore/store/copies.h"
+#include "kvstore/store/durable_tiers.h"
 #include "kvstore/store/loads.h"
 #include "kvstore/store/moves.h"
 #include "kvstore/store/room.h"
@@ -16,9 +17,8 @@ namespace kvstore::store {
 
 class TenantAdmin {
  public:
-  // `durable`: null if there is none.
   TenantAdmin(TenantTable& tenants, const Copies& copies, Room& room, const Moves& moves,
-              const SessionTable& sessions, const Loads& loads, tiers::DurableTier* durable)
+              const SessionTable& sessions, const Loads& loads, DurableTiers& durable)
       : tenants_(tenants),
         copies_(copies),
         room_(room),
@@ -48,7 +48,7 @@ class TenantAdmin {
   const Moves& moves_;
   const SessionTable& sessions_;
   const Loads& loads_;
-  tiers::DurableTier* const durable_;
+  DurableTiers& durable_;
 };
 
 }  // namespace kvstore::store

@@ -1,6 +1,7 @@
 #include "kvstore/store/write_behind.h"
 
 #include <algorithm>
+#include <vector>
 
 namespace kvstore::store {
 namespace {
@@ -24,6 +25,14 @@ void WriteBehind::OnPublished(NodeId id, TierKind kind) {
       colder->kind() == TierKind::kDram ? policy_.write_to_dram : policy_.write_to_nvme;
   if (mode == policy::WriteMode::kBack && !is_draining_) return KeepRoom(id, kind);
   if (!Start(id, kind)) ++copies_.store_counters().skipped_writes;
+}
+
+void WriteBehind::OnRecovered(NodeId id, TierKind kind) {
+  const bool is_above_nvme = kind == TierKind::kDram;
+  const policy::WriteMode mode = is_above_nvme ? policy_.write_to_nvme : policy_.write_to_dram;
+  if (mode == policy::WriteMode::kBack) return;  // it stays dirty until there is need
+  copies_.MarkUnwritable(id);
+  ArmRetry();
 }
 
 bool WriteBehind::Start(NodeId id, TierKind kind) {
@@ -61,7 +70,11 @@ void WriteBehind::ArmRetry() {
 
 void WriteBehind::Retry() {
   is_retry_armed_ = false;
-  for (const NodeId id : copies_.TakeUnwritable(kBlocksARetry)) {
+  // On from where it stopped: blocks that are refused again must not keep the others from their
+  // turn.
+  const std::vector<NodeId> taken = copies_.TakeUnwritable(next_retry_, kBlocksARetry);
+  if (!taken.empty()) next_retry_ = taken.back() + 1;
+  for (const NodeId id : taken) {
     for (const TierKind kind : kAllTiers) {
       if (copies_.Has(kind) && copies_.IsResident(id, kind)) OnPublished(id, kind);
     }

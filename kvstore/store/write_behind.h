@@ -24,6 +24,8 @@ class WriteBehind {
 
   // A copy of the block has become readable in `kind`.
   void OnPublished(NodeId id, TierKind kind);
+  // A block has come back in `kind` only: it is offered to the tier below as if that had been away.
+  void OnRecovered(NodeId id, TierKind kind);
   // Starts a copy of a dirty block in the tier below `kind`. False: it cannot be saved now.
   bool Start(NodeId id, TierKind kind);
   // Nothing is kept back while the store drains.
@@ -40,6 +42,7 @@ class WriteBehind {
   Executor& executor_;
   const Clock& clock_;
   bool is_retry_armed_ = false;
+  NodeId next_retry_ = 0;
   bool is_draining_ = false;
 };
 

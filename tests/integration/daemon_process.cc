@@ -15,6 +15,8 @@
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <string_view>
+#include <utility>
 
 #include "kvstore/client/channel.h"
 #include "kvstore/v1/admin.grpc.pb.h"
@@ -22,9 +24,32 @@
 namespace kvstore::testing {
 namespace {
 
-std::string ProgramPath() {
+std::string ProgramPath(const std::string& name) {
   const char* dir = getenv("KVSTORE_BIN_DIR");
-  return std::string(dir == nullptr ? "bin" : dir) + "/kvstored";
+  return std::string(dir == nullptr ? "bin" : dir) + "/" + name;
+}
+
+}  // namespace
+
+bool IsRunning(pid_t pid) {
+  std::ifstream in("/proc/" + std::to_string(pid) + "/stat");
+  std::string text;
+  std::getline(in, text);
+  const size_t state = text.rfind(')');
+  return state != std::string::npos && text.substr(state + 2, 1) != "Z";
+}
+
+namespace {
+
+std::vector<std::string> ArgumentsOf(const DaemonOptions& options, const std::string& target) {
+  std::vector<std::string> arguments = {"--set", "server.listen=" + target, "--set",
+                                        "tier.dram.bytes=64MiB"};
+  arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
+  for (const std::string& set : options.sets) {
+    arguments.push_back("--set");
+    arguments.push_back(set);
+  }
+  return arguments;
 }
 
 }  // namespace
@@ -36,15 +61,29 @@ DaemonProcess::DaemonProcess() {
 }
 
 DaemonProcess::~DaemonProcess() {
+  const pid_t child = has_keeper_ && pid_ > 0 ? daemon_pid() : -1;
   if (pid_ > 0) KillHard();
+  if (child > 0) kill(child, SIGKILL);
+  Eventually(absl::Seconds(5), [child] { return child <= 0 || !IsRunning(child); });
   if (::testing::Test::HasFailure()) std::fprintf(stderr, "log of kvstored:\n%s\n", Log().c_str());
   std::filesystem::remove_all(folder_);
 }
 
 void DaemonProcess::Spawn(const std::vector<std::string>& arguments, const DaemonOptions& options) {
-  const std::string program = ProgramPath();
+  std::string program = ProgramPath("kvstored");
+  std::vector<std::string> keeping;
+  if (options.keeper.has_value()) {
+    // Each kvstored that it starts reads its arguments anew.
+    const std::string kvstored = std::exchange(program, ProgramPath("kvkeep"));
+    keeping = *options.keeper;
+    for (const std::string& word :
+         {std::string("--"), std::string("/bin/sh"), std::string("-c"),
+          std::string("exec \"$0\" $(cat \"$1\")"), kvstored, folder_ + "/arguments"})
+      keeping.push_back(word);
+  }
   std::vector<char*> argv = {const_cast<char*>(program.c_str())};
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  for (const std::string& argument : options.keeper.has_value() ? keeping : arguments)
+    argv.push_back(const_cast<char*>(argument.c_str()));
   argv.push_back(nullptr);
   const std::string log = folder_ + "/log";
   const std::string cgroup =
@@ -72,18 +111,25 @@ void DaemonProcess::Spawn(const std::vector<std::string>& arguments, const Daemo
     close(procs);
   }
   execv(argv[0], argv.data());
+  constexpr std::string_view kHint =
+      "cannot be run; KVSTORE_BIN_DIR names the folder of kvstored\n";
+  (void)!write(2, kHint.data(), kHint.size());
   _exit(127);
 }
 
 void DaemonProcess::Start(const DaemonOptions& options) {
-  std::vector<std::string> arguments = {"--set", "server.listen=" + target(), "--set",
-                                        "tier.dram.bytes=64MiB"};
-  arguments.insert(arguments.end(), options.arguments.begin(), options.arguments.end());
-  for (const std::string& set : options.sets) {
-    arguments.push_back("--set");
-    arguments.push_back(set);
-  }
-  ASSERT_NO_FATAL_FAILURE(Spawn(arguments, options));
+  has_keeper_ = options.keeper.has_value();
+  if (has_keeper_) SetArguments(options);
+  ASSERT_NO_FATAL_FAILURE(Spawn(ArgumentsOf(options, target()), options));
+  WaitUntilItAnswers();
+}
+
+void DaemonProcess::SetArguments(const DaemonOptions& options) {
+  std::ofstream out(folder_ + "/arguments");
+  for (const std::string& argument : ArgumentsOf(options, target())) out << argument << "\n";
+}
+
+void DaemonProcess::WaitUntilItAnswers() {
   std::unique_ptr<client::Client> client = Connect();
   absl::Status connected;
   const absl::Time give_up = absl::Now() + absl::Seconds(20);
@@ -92,6 +138,23 @@ void DaemonProcess::Start(const DaemonOptions& options) {
     ASSERT_EQ(waitpid(pid_, nullptr, WNOHANG), 0) << "kvstored ended: " << Log();
   } while (!connected.ok() && absl::Now() < give_up);
   ASSERT_TRUE(connected.ok()) << connected << "\n" << Log();
+}
+
+void DaemonProcess::WaitUntilAnotherAnswers(pid_t than) {
+  ASSERT_TRUE(Eventually(absl::Seconds(15), [&] {
+    const pid_t now = daemon_pid();
+    return now > 0 && now != than;
+  })) << Log();
+  WaitUntilItAnswers();
+}
+
+pid_t DaemonProcess::daemon_pid() const {
+  if (!has_keeper_) return pid_;
+  const std::string pid = std::to_string(pid_);
+  std::ifstream in("/proc/" + pid + "/task/" + pid + "/children");
+  pid_t child = -1;
+  in >> child;
+  return child;
 }
 
 int DaemonProcess::RunToExit(const std::vector<std::string>& arguments,

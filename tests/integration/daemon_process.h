@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -22,6 +23,8 @@ struct DaemonOptions {
   std::vector<std::string> arguments;  // beside --set
   uint64_t locked_bytes = 0;           // RLIMIT_MEMLOCK, and no right to exceed it; 0: as it is
   std::string memory_cgroup;           // folder of a memory cgroup to run in; empty: ours
+  // Runs under kvkeep, with these arguments. Signals go to kvkeep then; daemon_pid() is its child.
+  std::optional<std::vector<std::string>> keeper;
 };
 
 class DaemonProcess {
@@ -33,6 +36,9 @@ class DaemonProcess {
 
   // Starts it and waits until it answers. A failed start is a fatal test failure with its log.
   void Start(const DaemonOptions& options = {});
+  // With a keeper: the arguments of its next kvstored, and what Start() waits for.
+  void SetArguments(const DaemonOptions& options);
+  void WaitUntilAnotherAnswers(pid_t than);
   // Starts it and waits until it exits; its exit code. Of `options` only the limits are used.
   int RunToExit(const std::vector<std::string>& arguments, const DaemonOptions& options = {});
   void Signal(int signal) const;
@@ -44,7 +50,8 @@ class DaemonProcess {
   std::string target() const { return "unix:" + socket_path(); }
   const std::string& folder() const { return folder_; }
   pid_t pid() const { return pid_; }
-  std::string Log() const;  // what it wrote to stderr and stdout
+  pid_t daemon_pid() const;  // of kvstored itself; -1: not running now
+  std::string Log() const;   // what it wrote to stderr and stdout
   uint64_t ResidentBytes() const;
   uint64_t OpenFiles() const;
 
@@ -52,11 +59,16 @@ class DaemonProcess {
   v1::StatusResponse Status() const;
 
  private:
+  void WaitUntilItAnswers();
   void Spawn(const std::vector<std::string>& arguments, const DaemonOptions& options);
 
   std::string folder_;
   pid_t pid_ = -1;
+  bool has_keeper_ = false;
 };
+
+// A process that has ended but that its parent has not asked for does not run.
+bool IsRunning(pid_t pid);
 
 // Waits until `condition` holds, looking every 5 ms; false: not within `timeout`.
 template <class Condition>

@@ -105,7 +105,7 @@ class Fairness : public ::testing::TestWithParam<const char*> {
     RunOn(1);
     daemon_.Start(
         {.sets = {"auth.allow_uids=" + std::to_string(kOtherUid), "tier.dram.bytes=256MiB",
-                  "limits.call_bytes=" + std::to_string(kCallBytes >> 20) + "MiB"}});
+                  "limits.call_bytes=" + std::to_string(kCallBytes) + "B"}});
     RunOn(0);
     PreferThisThread(ThreadPreference::kBeforeOthers);
     chmod(daemon_.folder().c_str(), 0750);  // the other uid keeps our group

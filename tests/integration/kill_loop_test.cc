@@ -7,90 +7,16 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
-#include <cstdlib>
 #include <random>
-#include <thread>
 
-#include "tests/integration/daemon_process.h"
+#include "tests/integration/checked_load.h"
 
 namespace kvstore::testing {
 namespace {
 
 constexpr int kKills = 50;
-constexpr uint32_t kPrefixes = 60;
-constexpr size_t kBlocks = 12;
 constexpr int kClients = 2;
-
-uint64_t Seed() {
-  if (const char* text = std::getenv("KVSTORE_TEST_SEED")) return std::strtoull(text, nullptr, 10);
-  return std::random_device{}();
-}
-
-// Puts and gets random prefixes until told to stop; failures of the daemon are expected, wrong
-// bytes are not.
-class Load {
- public:
-  Load(const DaemonProcess& daemon, uint64_t seed)
-      : client_(daemon.Connect()), random_(seed), thread_([this] { Run(); }) {}
-  ~Load() {
-    stop_ = true;
-    thread_.join();
-  }
-  uint64_t pages_checked() const { return pages_checked_; }
-  uint64_t blocks_stored() const { return blocks_stored_; }
-  uint64_t overruns() const { return overruns_; }
-  uint64_t successes() const { return successes_; }
-  absl::Duration slowest_failure() const { return absl::Nanoseconds(slowest_failure_ns_.load()); }
-
- private:
-  static constexpr absl::Duration kDeadline = absl::Seconds(2);
-
-  void Run() {
-    while (!stop_) {
-      const absl::Time begin = absl::Now();
-      const bool is_done = Once(begin + kDeadline);
-      const absl::Duration took = absl::Now() - begin;
-      if (took > kDeadline + absl::Milliseconds(500))
-        ++overruns_;  // 250 ms, and as much for a busy test machine
-      if (is_done) {
-        ++successes_;
-        continue;
-      }
-      slowest_failure_ns_ = std::max<int64_t>(slowest_failure_ns_, absl::ToInt64Nanoseconds(took));
-      absl::SleepFor(absl::Milliseconds(2));
-    }
-  }
-  // False: the daemon did not do it.
-  bool Once(absl::Time deadline) {
-    const NamespaceSpec spec = SmallSpec();
-    const absl::StatusOr<client::Namespace> ns = client_->Open("kill-loop", spec, deadline);
-    if (!ns.ok()) return false;
-    const std::vector<BlockHash> hashes =
-        ns->Hash(Tokens(spec, kBlocks, static_cast<uint32_t>(random_() % kPrefixes)));
-    if (random_() % 2 == 0) {
-      const auto put = client_->Put(*ns, hashes, PagesBytes(spec, hashes), deadline);
-      if (put.ok()) blocks_stored_ += put->stored_blocks;
-      return put.ok();
-    }
-    std::vector<std::byte> pages(hashes.size() * spec.shape.page_bytes());
-    const auto got = client_->Get(*ns, hashes, pages, deadline);
-    if (!got.ok()) return false;
-    const auto expected = PagesBytes(spec, std::span(hashes).first(got->delivered_blocks));
-    EXPECT_TRUE(std::equal(expected.begin(), expected.end(), pages.begin()))
-        << "wrong bytes under load";
-    pages_checked_ += got->delivered_blocks;
-    return true;
-  }
-
-  std::unique_ptr<client::Client> client_;
-  std::mt19937_64 random_;
-  std::atomic<bool> stop_ = false;
-  std::atomic<uint64_t> pages_checked_ = 0, blocks_stored_ = 0, overruns_ = 0, successes_ = 0;
-  std::atomic<int64_t> slowest_failure_ns_ = 0;
-  std::thread thread_;
-};
 
 uint64_t RecoveredPages(const DaemonProcess& daemon) {
   const v1::StatusResponse status = daemon.Status();
@@ -155,8 +81,8 @@ TEST(KillLoop, FiftyKillsUnderLoadLeaveNoWrongByteAndKeepWhatWasPublished) {
   const auto ns = client->Open("kill-loop", spec);
   ASSERT_TRUE(ns.ok()) << ns.status();
   uint64_t served = 0;
-  for (uint32_t prefix = 0; prefix < kPrefixes; ++prefix) {
-    const auto hashes = ns->Hash(Tokens(spec, kBlocks, prefix));
+  for (uint32_t prefix = 0; prefix < kLoadPrefixes; ++prefix) {
+    const auto hashes = ns->Hash(Tokens(spec, kLoadBlocks, prefix));
     std::vector<std::byte> pages(hashes.size() * spec.shape.page_bytes());
     const auto got = client->Get(*ns, hashes, pages);
     ASSERT_TRUE(got.ok()) << got.status();
@@ -167,7 +93,7 @@ TEST(KillLoop, FiftyKillsUnderLoadLeaveNoWrongByteAndKeepWhatWasPublished) {
         << "wrong bytes in prefix " << prefix;
     served += got->delivered_blocks;
   }
-  EXPECT_GT(served, kPrefixes * kBlocks / 2);
+  EXPECT_GT(served, kLoadPrefixes * kLoadBlocks / 2);
 }
 
 }  // namespace

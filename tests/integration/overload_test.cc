@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <deque>
 
+#include "kvstore/base/acquire_packet.h"
 #include "kvstore/client/channel.h"
 #include "kvstore/client/wire.h"
 #include "kvstore/v1/kvstore.grpc.pb.h"
@@ -217,6 +219,41 @@ TEST_F(Overload, ReadersThatNeverReadHoldLittleAndNobodyUp) {
   }
   EXPECT_TRUE(Eventually(absl::Seconds(3), [&] { return daemon_.Status().leases() == 0; }));
   ExpectRecoversWithin(absl::Seconds(3));
+}
+
+// The short Acquire of the memory socket is an operation in flight, too.
+TEST_F(Overload, AnAcquireWithoutGrpcCountsAgainstItsTenantsCalls) {
+  Start({"limits.calls_per_tenant=4"});
+  const std::vector<BlockHash> many = ns_.Hash(Tokens(ns_.spec, 600, 2));
+  ASSERT_TRUE(client_->Put(ns_, many, PagesBytes(ns_.spec, many)).ok());
+  const UniqueFd fd = ConnectRaw(daemon_.socket_path() + ".mem", SOCK_SEQPACKET);
+  SayHello(fd);
+  const auto acquire = [&] {
+    const auto request = EncodeAcquireRequest(ns_.fingerprint, false, std::span(many).first(2));
+    std::vector<std::byte> answer(kAcquireReplyBytesMax);
+    if (!SendRaw(fd, request.data(), request.size())) return MemoryReplyCode::kMalformed;
+    const ssize_t got = recv(fd.get(), answer.data(), answer.size(), 0);
+    if (got <= 0) return MemoryReplyCode::kMalformed;
+    return DecodeAcquireReply(std::span(answer).first(static_cast<size_t>(got)))->code;
+  };
+  EXPECT_TRUE(Eventually(absl::Seconds(2), [&] { return acquire() == MemoryReplyCode::kOk; }));
+  auto stub = v1::KvStore::NewStub(*client::MakeChannel(daemon_.target()));
+  v1::GetRequest request;
+  client::FillRef(ns_, request.mutable_namespace_());
+  request.set_hashes(client::HashBytes(many));
+  // One after the other: a call's place is free a moment after its answer, so one may be refused.
+  std::deque<grpc::ClientContext> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GetResponse>>> unread;
+  EXPECT_TRUE(Eventually(absl::Seconds(5), [&] {
+    if (acquire() == MemoryReplyCode::kUseCall) return true;
+    contexts.emplace_back().set_deadline(std::chrono::system_clock::now() +
+                                         std::chrono::seconds(30));
+    unread.push_back(stub->Get(&contexts.back(), request));
+    return false;
+  }));
+  for (grpc::ClientContext& context : contexts) context.TryCancel();
+  for (auto& call : unread) call->Finish();
+  EXPECT_TRUE(Eventually(absl::Seconds(2), [&] { return acquire() == MemoryReplyCode::kOk; }));
 }
 
 }  // namespace

@@ -98,7 +98,9 @@ def compile_object(build, scratch, source, target):
     at = command.index("-c") + 1
     patched = scratch / source
     command[at] = str(patched if patched.exists() else ROOT / source)
-    command.insert(at - 1, f"-I{scratch}")
+    # Before the tree's own, or a patched header is not the one that is read.
+    command.insert(next(i for i, word in enumerate(command) if word.startswith("-I")), f"-I{scratch}")
+    at += 1
     # A bug may leave a parameter unused; and it is compiled once and run for seconds.
     command[at - 1:at - 1] = ["-Wno-error", "-O0", "-g0", "-U_FORTIFY_SOURCE"]
     done = subprocess.run(command, cwd=build.folder, capture_output=True, text=True, check=False)

@@ -87,7 +87,8 @@ void Clients::Act() {
 void Clients::Reconnect() {
   loads_.clear();
   saves_.clear();
-  tainted_.clear();
+  if (!scenario_.keeps_dram) tainted_.clear();
+  WakeZombies();
   for (OracleNamespace& ns : namespaces_) {
     ns.OnRestart();
     machine_.store().OpenNamespace(ns.spec(), "", [](auto) {});
@@ -97,6 +98,34 @@ void Clients::Reconnect() {
     Check(session.ok(), "no session");
     client.session = *session;
     client.is_open = true;
+  }
+}
+
+void Clients::LeaveZombies() {
+  for (const auto& save : saves_) {
+    if (save->tier != TierKind::kDram || save->is_ended || machine_.clock().Now() >= save->until ||
+        !IsAlive(save->client, save->session, save->incarnation) || !random_.OneIn(2))
+      continue;
+    const uint64_t bytes = namespaces_[save->ns].spec().shape.slot_bytes();
+    for (const Save::Page& page : save->pages) {
+      if (!page.is_committed)
+        zombies_.push_back({machine_.mappings().SlabAt(page.address), page.address, bytes});
+    }
+  }
+}
+
+// While the slots that they write are out of use.
+void Clients::WakeZombies() {
+  const absl::Time now = machine_.clock().Now();
+  const absl::Duration awake = std::min(absl::Seconds(1), scenario_.lease_time / 2);
+  for (Zombie& zombie : std::exchange(zombies_, {})) {
+    network_.PostAt(now + random_.UpTo(awake),
+                    [this, until = now + awake, zombie, incarnation = machine_.incarnation()] {
+                      if (machine_.incarnation() != incarnation || machine_.clock().Now() > until)
+                        return;
+                      std::memset(zombie.address, 0x5b, zombie.bytes);
+                      ++counts_.zombie_writes;
+                    });
   }
 }
 

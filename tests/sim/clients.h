@@ -19,7 +19,7 @@ namespace kvstore::sim {
 struct ClientCounts {
   uint64_t loads = 0, saves = 0, matched_blocks = 0, pages_read = 0, pages_lost = 0,
            pages_damaged = 0, committed_blocks = 0, messages_repeated = 0, messages_lost = 0,
-           refused_intruders = 0;
+           refused_intruders = 0, zombie_writes = 0;
 };
 
 class Clients {
@@ -31,6 +31,9 @@ class Clients {
   void Act();
   // Sessions and namespaces of a daemon that has just started; what the old one gave is void.
   void Reconnect();
+  // The daemon is about to be killed and its memory is kept: some who are saving go on writing
+  // into their pages beside the next one, which must not give those to anybody for a while.
+  void LeaveZombies();
   // A client dies: its session ends, it says nothing any more.
   void Die();
   void CloseAll();
@@ -86,6 +89,14 @@ class Clients {
     bool is_ended = false;
   };
 
+  // A page that somebody writes whom the daemon does not know any more.
+  struct Zombie {
+    std::shared_ptr<MappedSlab> slab;  // mapped as long as it is written
+    std::byte* address = nullptr;
+    uint64_t bytes = 0;
+  };
+
+  void WakeZombies();
   void Send(std::function<void()> message);
   void Check(bool holds, const std::string& what) {
     if (!holds) report_(what);
@@ -122,6 +133,7 @@ class Clients {
   std::vector<Client> clients_;
   std::vector<std::shared_ptr<Load>> loads_;  // shared with messages and observers under way
   std::vector<std::shared_ptr<Save>> saves_;
+  std::vector<Zombie> zombies_;
   std::set<uintptr_t> tainted_;  // pages of 4 KiB that somebody scribbled on
   ClientCounts counts_;
   uint64_t trace_ = 0;

@@ -7,6 +7,8 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <utility>
 
 namespace kvstore::sim {
 
@@ -19,14 +21,19 @@ enum class Failpoint : uint8_t {
   kMidPromote,      // bytes came up from disk, the copy is not published yet
   kMidRecovery,     // part of the records was read back
   kMidMetadata,     // a namespace record is about to be written
+  kBeforeNote,      // a page in kept memory is published, its ledger does not know yet
+  kAfterNote,       // it does, nobody was told
+  kMidFree,         // a page in kept memory is about to be given back
 };
-inline constexpr size_t kNumFailpoints = 8;
+inline constexpr size_t kNumFailpoints = 11;
 inline constexpr std::array<const char*, kNumFailpoints> kFailpointNames = {
-    "anywhere",  "after data write", "before record", "after record",
-    "mid-evict", "mid-promote",      "mid-recovery",  "mid-metadata"};
+    "anywhere",     "after data write", "before record", "after record", "mid-evict", "mid-promote",
+    "mid-recovery", "mid-metadata",     "before note",   "after note",   "mid-free"};
 
 class Failpoints {
  public:
+  // Run at the moment at which the machine stops.
+  void set_on_off(std::function<void()> on_off) { on_off_ = std::move(on_off); }
   // The machine stops when `point` is passed for the `nth` time from now on, 1 the first.
   void Arm(Failpoint point, uint32_t nth) {
     armed_ = point;
@@ -35,12 +42,14 @@ class Failpoints {
   // Told at each place. True: the machine is off from here on.
   bool Pass(Failpoint point) {
     if (!is_off_ && countdown_ > 0 && point == armed_ && --countdown_ == 0) {
-      is_off_ = true;
       ++hits_[static_cast<size_t>(point)];
+      TurnOff();
     }
     return is_off_;
   }
-  void TurnOff() { is_off_ = true; }
+  void TurnOff() {
+    if (!std::exchange(is_off_, true) && on_off_) on_off_();
+  }
   void TurnOn() {
     is_off_ = false;
     countdown_ = 0;
@@ -50,6 +59,7 @@ class Failpoints {
   const std::array<uint64_t, kNumFailpoints>& hits() const { return hits_; }
 
  private:
+  std::function<void()> on_off_;
   Failpoint armed_ = Failpoint::kAnywhere;
   uint32_t countdown_ = 0;
   bool is_off_ = false;

@@ -38,6 +38,7 @@ Machine::Machine(const Scenario& scenario, const std::string& folder, Random& ra
       gpu_faults_(scenario.gpu.faults),
       dram_faults_(scenario.dram.faults) {
   disk_.set_faults(scenario.disk);
+  if (scenario.keeps_dram) failpoints_.set_on_off([this] { kept_at_death_ = kept_.Take(); });
 }
 
 Machine::~Machine() {
@@ -66,18 +67,28 @@ tiers::NvmeOptions Machine::NvmeOptionsFor() {
   return options;
 }
 
+void Machine::RestoreKeptMemory() {
+  if (!kept_at_death_.has_value()) return;  // stopped cleanly, or never ran
+  kept_.Restore(*kept_at_death_);
+  kept_at_death_.reset();
+}
+
 void Machine::Boot() {
+  RestoreKeptMemory();
   failpoints_.TurnOn();
   ++incarnation_;
   is_recovered_ = false;
   executor_ = std::make_unique<ManualExecutor>(clock_);
   SimMemoryTier::Options dram = scenario_.dram;
   dram.faults = dram_faults_;
-  dram_ = SimMemoryTier::Make(dram, *executor_, clock_, mappings_, random_);
+  dram.hold_time = scenario_.lease_time;
+  dram_ = SimMemoryTier::Make(dram, *executor_, clock_, mappings_, random_, failpoints_,
+                              scenario_.keeps_dram ? &kept_ : nullptr);
+  if (dram_ == nullptr) return report_("DRAM: the ledger is damaged");
   if (scenario_.has_gpu) {
     SimMemoryTier::Options gpu = scenario_.gpu;
     gpu.faults = gpu_faults_;
-    gpu_ = SimMemoryTier::Make(gpu, *executor_, clock_, mappings_, random_);
+    gpu_ = SimMemoryTier::Make(gpu, *executor_, clock_, mappings_, random_, failpoints_, nullptr);
   }
   if (scenario_.has_nvme) {
     auto nvme = tiers::NvmeTier::Open(NvmeOptionsFor(), *executor_, clock_);
@@ -104,6 +115,8 @@ void Machine::Kill() {
 
 void Machine::LosePower() {
   Kill();
+  kept_ = {};
+  kept_at_death_.reset();
   disk_.LosePower();
   log_.LosePower(random_);
 }

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "kvstore/base/clock.h"
@@ -73,6 +74,8 @@ class Machine {
 
  private:
   tiers::NvmeOptions NvmeOptionsFor();
+  // Kept memory as it was when the daemon died.
+  void RestoreKeptMemory();
   void Destroy();
 
   const Scenario& scenario_;
@@ -86,6 +89,8 @@ class Machine {
   RecordLog log_;
   SimIndex::Faults index_faults_;
   MemoryFaults gpu_faults_, dram_faults_;
+  KeptMachineMemory kept_;
+  std::optional<KeptMachineMemory::Snapshot> kept_at_death_;
   absl::Time paused_until_ = absl::InfinitePast();
   uint64_t incarnation_ = 0;
   bool is_recovered_ = false;

@@ -62,6 +62,7 @@ Scenario DrawScenario(uint64_t seed, Random& random) {
   s.lease_time = random.OneIn(2) ? absl::Seconds(30) : absl::Seconds(2);
   s.pause_every = random.OneIn(2) ? 80 : 0;
   s.num_clients = random.Between(2, 6);
+  s.keeps_dram = random.OneIn(2);
   switch (s.family) {
     case Family::kExact:
       s.gpu.num_slabs = s.dram.num_slabs = 40;
@@ -102,6 +103,7 @@ Scenario DrawScenario(uint64_t seed, Random& random) {
       s.restart_every = 100;
       s.power_share = 0;
       s.policy.write_to_nvme = WriteMode::kThrough;
+      s.has_nvme = !s.keeps_dram || random.OneIn(2);
       break;
   }
   return s;

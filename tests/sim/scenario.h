@@ -22,13 +22,14 @@ struct Scenario {
     kPower,       // power losses and kills at failpoints
     kMemory,      // copies in memory fail; clients scribble over slots
     kEverything,  // all of it
-    kRestart,     // kills without other faults: what NVMe had is there again
+    kRestart,     // kills without other faults: what NVMe and kept memory had is there again
   };
   static constexpr uint32_t kNumFamilies = 8;
 
   Family family{};
   bool has_gpu = true;
   bool has_nvme = true;
+  bool keeps_dram = false;  // somebody holds the DRAM tier's memory over a kill
   SimMemoryTier::Options gpu{.kind = tiers::TierKind::kGpu};
   SimMemoryTier::Options dram{.kind = tiers::TierKind::kDram};
   uint32_t num_extents = 6;

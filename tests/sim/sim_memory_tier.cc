@@ -15,13 +15,37 @@ std::shared_ptr<MappedSlab> Mappings::Make(size_t bytes) {
   std::memset(slab->data.get(), 0, bytes);
   slab->bytes = bytes;
   slab->generations.resize(bytes / 4096);
-  slabs_[slab->data.get()] = slab;
-  in_order_.push_back(slab);
+  slab->number = ++last_number_;
+  Add(slab);
   return slab;
 }
 
+void Mappings::Add(const std::shared_ptr<MappedSlab>& slab) {
+  slabs_[slab->data.get()] = slab;
+  in_order_.push_back(slab);
+}
+
+KeptMachineMemory::Snapshot KeptMachineMemory::Take() const {
+  Snapshot snapshot{.ledger = ledger, .slabs = {}};
+  for (const auto& [id, slab] : slabs) {
+    const std::byte* const data = slab->data.get();
+    snapshot.slabs[id] = {slab, {data, data + slab->bytes}, slab->generations};
+  }
+  return snapshot;
+}
+
+void KeptMachineMemory::Restore(const Snapshot& snapshot) {
+  ledger = snapshot.ledger;
+  slabs.clear();
+  for (const auto& [id, saved] : snapshot.slabs) {
+    std::memcpy(saved.slab->data.get(), saved.data.data(), saved.data.size());
+    saved.slab->generations = saved.generations;
+    slabs[id] = saved.slab;
+  }
+}
+
 uint64_t Mappings::GenerationAt(const std::byte* address) const {
-  const MappedSlab& slab = *std::prev(slabs_.upper_bound(address))->second;
+  const MappedSlab& slab = *SlabAt(address);
   return slab.generations[static_cast<size_t>(address - slab.data.get()) / 4096];
 }
 
@@ -64,6 +88,11 @@ class SimMemoryTier::Slab final : public tiers::SlabMemory {
     gate_->Pass();
     std::memset(memory_->data.get(), 0, memory_->bytes);
   }
+  void MoveGenerationsTo(uint64_t generation) override {
+    for (uint64_t& cell : memory_->generations) cell = cell == 0 ? 0 : generation;
+  }
+  tiers::SlabMark mark() const override { return {memory_->number, memory_->number}; }
+  const std::shared_ptr<MappedSlab>& mapped() const { return memory_; }
   absl::StatusOr<tiers::SlabExport> Export(MemoryAccess) const override {
     return absl::UnimplementedError("simulated clients have it mapped");
   }
@@ -169,12 +198,57 @@ class SimMemoryTier::Mover final : public tiers::SlotMover {
   std::shared_ptr<bool> is_alive_ = std::make_shared<bool>(true);  // for tasks that outlive us
 };
 
+// The real ledger in memory that outlives the daemon; somebody who keeps slabs by their ids.
+struct SimMemoryTier::Kept final : public tiers::SlabKeeper {
+  Kept(KeptMachineMemory& machine_memory, tiers::SlabLedger of)
+      : memory(machine_memory), ledger(std::move(of)) {}
+
+  static std::shared_ptr<Kept> Open(const Options& options, KeptMachineMemory& memory) {
+    tiers::SlabLedger::Geometry geometry{.slab_bytes = options.slab_bytes,
+                                         .num_slabs = options.num_slabs,
+                                         .metadata_bytes = 16 << 10};
+    const uint64_t bytes = tiers::SlabLedger::BytesFor(geometry);
+    const bool is_new = memory.ledger.empty();
+    memory.ledger.resize(bytes / sizeof(uint64_t));
+    auto* const data = reinterpret_cast<std::byte*>(memory.ledger.data());
+    if (is_new) return std::make_shared<Kept>(memory, tiers::SlabLedger::Format(data, geometry, 1));
+    auto attached = tiers::SlabLedger::Attach(data, bytes, geometry);
+    return attached.ok() ? std::make_shared<Kept>(memory, *std::move(attached)) : nullptr;
+  }
+  absl::Status Keep(uint32_t slab_id, const tiers::SlabMemory& slab) override {
+    memory.slabs[slab_id] = static_cast<const Slab&>(slab).mapped();
+    return absl::OkStatus();
+  }
+  void Forget(uint32_t slab_id) override { memory.slabs.erase(slab_id); }
+
+  std::vector<tiers::RestoredSlab> Restore(uint32_t num_slabs, uint64_t generation_base,
+                                           Mappings& mappings, const std::shared_ptr<Gate>& gate) {
+    std::vector<tiers::RestoredSlab> restored(num_slabs);
+    for (uint32_t index = 0; index < num_slabs; ++index) {
+      const auto record = ledger.ReadSlab(index);
+      if (!record.has_value()) continue;
+      restored[index].id = record->id;
+      const auto found = memory.slabs.find(record->id);
+      if (found == memory.slabs.end() || found->second->number != record->mark.slab) continue;
+      mappings.Add(found->second);
+      auto slab = std::make_unique<Slab>(found->second, gate);
+      slab->MoveGenerationsTo(generation_base);
+      restored[index] = {.id = record->id, .memory = std::move(slab), .tenant = record->tenant};
+    }
+    return restored;
+  }
+
+  KeptMachineMemory& memory;
+  tiers::SlabLedger ledger;
+};
+
 SimMemoryTier::SimMemoryTier(tiers::TierKind kind, std::unique_ptr<tiers::SlabPages> pages,
                              std::unique_ptr<Mover> mover, Mover* sim_mover,
-                             std::shared_ptr<Gate> gate)
-    : MemoryTier(std::move(pages), std::move(mover)),
+                             std::shared_ptr<Gate> gate, Failpoints& failpoints, MakeKept make_kept)
+    : MemoryTier(std::move(pages), std::move(mover), std::move(make_kept)),
       kind_(kind),
       sim_mover_(sim_mover),
+      failpoints_(failpoints),
       gate_(std::move(gate)) {}
 
 // The background thread may wait at the gate, and MemoryTier waits for it.
@@ -182,14 +256,28 @@ SimMemoryTier::~SimMemoryTier() { gate_->Set(true); }
 
 std::unique_ptr<SimMemoryTier> SimMemoryTier::Make(const Options& options, Executor& executor,
                                                    const Clock& clock, Mappings& mappings,
-                                                   Random& random) {
+                                                   Random& random, Failpoints& failpoints,
+                                                   KeptMachineMemory* machine_memory) {
   auto gate = std::make_shared<Gate>();
   tiers::SlabPages::Options pages{.name = "sim-slabs",
                                   .num_slabs = options.num_slabs,
                                   .slab_bytes = options.slab_bytes,
                                   .prepare = tiers::Prepare::kWhenUsed};
+  // Lives as long as the pages: their make_slab has it.
+  std::shared_ptr<Kept> kept;
+  std::vector<bool> is_restored;
+  if (machine_memory != nullptr) {
+    kept = Kept::Open(options, *machine_memory);
+    if (kept == nullptr) return nullptr;
+    pages.ledger = &kept->ledger;
+    pages.keeper = kept.get();
+    pages.generation_base = uint64_t{*kept->ledger.CountStart()} << 32;
+    pages.restored = kept->Restore(options.num_slabs, pages.generation_base, mappings, gate);
+    for (const tiers::RestoredSlab& slab : pages.restored)
+      is_restored.push_back(slab.memory != nullptr);
+  }
   pages.make_slab =
-      [&mappings, gate,
+      [&mappings, gate, kept,
        bytes = options.slab_bytes]() -> absl::StatusOr<std::unique_ptr<tiers::SlabMemory>> {
     gate->CountReplacement();
     return std::make_unique<Slab>(mappings.Make(bytes), gate);
@@ -199,8 +287,28 @@ std::unique_ptr<SimMemoryTier> SimMemoryTier::Make(const Options& options, Execu
   gate->TakeReplacements();
   auto mover = std::make_unique<Mover>(options, executor, clock, random);
   Mover* const raw = mover.get();
+  MakeKept make_kept;
+  if (kept != nullptr) {
+    make_kept = [&](tiers::SlabPages& of) {
+      return std::make_unique<tiers::KeptPages>(
+          tiers::KeptPages::Options{.hold_time = options.hold_time}, is_restored, of, kept->ledger,
+          executor, clock);
+    };
+  }
   return std::unique_ptr<SimMemoryTier>(new SimMemoryTier(options.kind, *std::move(slab_pages),
-                                                          std::move(mover), raw, std::move(gate)));
+                                                          std::move(mover), raw, std::move(gate),
+                                                          failpoints, std::move(make_kept)));
+}
+
+void SimMemoryTier::Release(PageId page) {
+  if (durable() != nullptr) failpoints_.Pass(Failpoint::kMidFree);
+  MemoryTier::Release(page);
+}
+
+void SimMemoryTier::NotePublished(PageId page, const PageIdentity& identity) {
+  failpoints_.Pass(Failpoint::kBeforeNote);
+  MemoryTier::NotePublished(page, identity);
+  failpoints_.Pass(Failpoint::kAfterNote);
 }
 
 void SimMemoryTier::Settle() {

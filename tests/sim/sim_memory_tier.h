@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/executor.h"
+#include "tests/sim/failpoints.h"
 #include "tests/sim/sim_random.h"
 #include "tiers/memory_tier.h"
 
@@ -26,17 +28,43 @@ struct MappedSlab {
   std::unique_ptr<std::byte, decltype(&std::free)> data{nullptr, &std::free};
   size_t bytes = 0;
   std::vector<uint64_t> generations;  // [bytes / 4096]
+  uint64_t number = 0;                // tells it from others
+};
+
+// What somebody keeps over the death of a daemon: the ledger, and slabs by id.
+struct KeptMachineMemory {
+  std::vector<uint64_t> ledger;  // words, for their alignment; empty: none yet
+  std::map<uint32_t, std::shared_ptr<MappedSlab>> slabs;
+
+  // As it is now. Restoring writes into the same slabs: who has them mapped sees it.
+  struct Snapshot {
+    struct Slab {
+      std::shared_ptr<MappedSlab> slab;
+      std::vector<std::byte> data;
+      std::vector<uint64_t> generations;
+    };
+    std::vector<uint64_t> ledger;
+    std::map<uint32_t, Slab> slabs;
+  };
+  Snapshot Take() const;
+  void Restore(const Snapshot& snapshot);
 };
 
 // All slabs that clients can have mapped, by address.
 class Mappings {
  public:
   std::shared_ptr<MappedSlab> Make(size_t bytes);
+  // One that was there before the daemon.
+  void Add(const std::shared_ptr<MappedSlab>& slab);
   // The generation that a client sees for the slot at `address`.
   uint64_t GenerationAt(const std::byte* address) const;
   void Clear() {
     slabs_.clear();
     in_order_.clear();
+  }
+  // Keeps the memory at `address` mapped.
+  std::shared_ptr<MappedSlab> SlabAt(const std::byte* address) const {
+    return std::prev(slabs_.upper_bound(address))->second;
   }
   // A byte inside some slab: for those who scribble.
   std::byte* RandomByte(Random& random);
@@ -45,6 +73,7 @@ class Mappings {
   std::map<const std::byte*, std::shared_ptr<MappedSlab>> slabs_;
   // As made: addresses differ from run to run.
   std::vector<std::shared_ptr<MappedSlab>> in_order_;
+  uint64_t last_number_ = 0;
 };
 
 struct MemoryFaults {
@@ -61,13 +90,17 @@ class SimMemoryTier final : public tiers::MemoryTier {
     uint64_t slab_bytes = 16 * 4096;
     size_t inflight_max = 8;
     MemoryFaults faults;
+    absl::Duration hold_time = absl::Seconds(30);  // KeptPages::Options
   };
+  // `kept`: null, or what outlives the daemon; outlives the tier. `failpoints` outlive it, too.
   static std::unique_ptr<SimMemoryTier> Make(const Options& options, Executor& executor,
-                                             const Clock& clock, Mappings& mappings,
-                                             Random& random);
+                                             const Clock& clock, Mappings& mappings, Random& random,
+                                             Failpoints& failpoints, KeptMachineMemory* kept);
   ~SimMemoryTier() override;
 
   tiers::TierKind kind() const override { return kind_; }
+  void Release(PageId page) override;
+  void NotePublished(PageId page, const PageIdentity& identity) override;
   void Stop() override;
   // Lets memory that was given up be freed. Between steps.
   void Settle();
@@ -77,11 +110,14 @@ class SimMemoryTier final : public tiers::MemoryTier {
   class Gate;
   class Slab;
   class Mover;
+  struct Kept;
   SimMemoryTier(tiers::TierKind kind, std::unique_ptr<tiers::SlabPages> pages,
-                std::unique_ptr<Mover> mover, Mover* sim_mover, std::shared_ptr<Gate> gate);
+                std::unique_ptr<Mover> mover, Mover* sim_mover, std::shared_ptr<Gate> gate,
+                Failpoints& failpoints, MakeKept make_kept);
 
   const tiers::TierKind kind_;
-  Mover* const sim_mover_;            // owned by MemoryTier
+  Mover* const sim_mover_;  // owned by MemoryTier
+  Failpoints& failpoints_;
   const std::shared_ptr<Gate> gate_;  // shared with slabs, which the background thread drops
 };
 

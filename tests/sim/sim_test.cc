@@ -45,6 +45,7 @@ void Add(const Outcome& o, Outcome* sum) {
   c.committed_blocks += o.clients.committed_blocks;
   c.messages_repeated += o.clients.messages_repeated;
   c.messages_lost += o.clients.messages_lost;
+  c.zombie_writes += o.clients.zombie_writes;
   c.refused_intruders += o.clients.refused_intruders;
   sum->disk.reads += o.disk.reads;
   sum->disk.writes += o.disk.writes;
@@ -59,9 +60,9 @@ void Print(const Outcome& o) {
   const ClientCounts& c = o.clients;
   std::printf(
       "clients: %llu loads, %llu saves, %llu blocks matched, %llu committed; messages: "
-      "%llu repeated, %llu lost; intruders refused %llu\n",
+      "%llu repeated, %llu lost; intruders refused %llu; writes of the dead %llu\n",
       N(c.loads), N(c.saves), N(c.matched_blocks), N(c.committed_blocks), N(c.messages_repeated),
-      N(c.messages_lost), N(c.refused_intruders));
+      N(c.messages_lost), N(c.refused_intruders), N(c.zombie_writes));
   std::printf("pages read: %llu right, %llu too late, %llu damaged and refused; evictions %llu\n",
               N(c.pages_read), N(c.pages_lost), N(c.pages_damaged), N(o.evictions));
   std::printf(
@@ -99,6 +100,7 @@ TEST(Simulation, EverySeedKeepsItsInvariants) {
   EXPECT_GT(sum.recovered_pages, seeds);
   EXPECT_GT(sum.clients.pages_damaged, 0u);
   EXPECT_GT(sum.clients.pages_lost, 0u);
+  EXPECT_GT(sum.clients.zombie_writes, seeds / 100);
 }
 
 TEST(Simulation, ASeedAlwaysDoesTheSame) {

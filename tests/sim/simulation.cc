@@ -165,7 +165,9 @@ void Simulation::MayRestart() {
   }
   if (!Every(scenario_.restart_every)) return;
   const auto point = static_cast<Failpoint>(random_.Below(kNumFailpoints));
-  if (point == Failpoint::kAnywhere || !scenario_.has_nvme) return Restart();
+  const bool is_of_memory = point >= Failpoint::kBeforeNote;
+  if (point == Failpoint::kAnywhere || !(is_of_memory ? scenario_.keeps_dram : scenario_.has_nvme))
+    return Restart();
   Note(absl::StrCat("will stop ", kFailpointNames[static_cast<size_t>(point)]));
   const bool is_metadata = point == Failpoint::kMidMetadata;
   machine_.failpoints().Arm(point, is_metadata ? 1 : random_.Between(1, 6));
@@ -176,7 +178,15 @@ void Simulation::Restart() {
   CountProcess();
   const bool must_survive =
       scenario_.family == Scenario::Family::kRestart && machine_.is_recovered();
-  const std::set<BlockHash> before = must_survive ? OnNvme() : std::set<BlockHash>();
+  // At a failpoint a task goes on whose effects are lost.
+  const bool is_between_tasks = !machine_.failpoints().is_off();
+  const auto stored = [&](TierKind kind, bool is_kept) {
+    return must_survive && is_kept ? In(kind) : std::set<BlockHash>();
+  };
+  const std::set<BlockHash> on_nvme = stored(TierKind::kNvme, scenario_.has_nvme);
+  const std::set<BlockHash> in_dram =
+      stored(TierKind::kDram, scenario_.keeps_dram && is_between_tasks);
+  if (is_between_tasks && scenario_.keeps_dram) clients_.LeaveZombies();
   if (scenario_.power_share > 0 && random_.OneIn(scenario_.power_share)) {
     ++outcome_.power_losses;
     Note("power loss");
@@ -195,17 +205,21 @@ void Simulation::Restart() {
   if (!must_survive || machine_.failpoints().is_armed()) return;
   RunUntil(machine_.clock().Now() + absl::Milliseconds(200));
   if (!machine_.is_recovered()) return Fail("recovery does not end");
-  const std::set<BlockHash> after = OnNvme();
-  if (!std::includes(after.begin(), after.end(), before.begin(), before.end()))
-    Fail(absl::StrCat("of ", before.size(), " pages on NVMe some were lost by a kill"));
+  for (const auto& [kind, before] :
+       {std::pair(TierKind::kNvme, on_nvme), std::pair(TierKind::kDram, in_dram)}) {
+    const std::set<BlockHash> after = In(kind);
+    if (std::includes(after.begin(), after.end(), before.begin(), before.end())) continue;
+    Fail(absl::StrCat("of ", before.size(), " pages in ", std::string(tiers::TierName(kind)),
+                      " some were lost by a kill"));
+  }
 }
 
-std::set<BlockHash> Simulation::OnNvme() {
+std::set<BlockHash> Simulation::In(TierKind kind) {
   std::set<BlockHash> found;
   for (const OracleNamespace& ns : namespaces_) {
     const auto opened = machine_.store().FindNamespace(ns.spec().tenant, ns.fingerprint());
     if (!opened.ok()) continue;
-    for (const store::BlockRow& row : machine_.store().List(opened->id, TierKind::kNvme, SIZE_MAX))
+    for (const store::BlockRow& row : machine_.store().List(opened->id, kind, SIZE_MAX))
       found.insert(row.hash);
   }
   return found;

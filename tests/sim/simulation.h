@@ -51,8 +51,8 @@ class Simulation {
   void Fail(const std::string& what);
   // For people who follow one seed.
   void Note(const std::string& what);
-  // Hashes of what NVMe holds, for Family::kRestart.
-  std::set<BlockHash> OnNvme();
+  // Hashes of what a tier holds, for Family::kRestart.
+  std::set<BlockHash> In(tiers::TierKind kind);
   void CountProcess();
 
   const bool is_verbose_;

@@ -145,6 +145,68 @@ TEST_F(SlowDiskTest, AVerificationThatCannotReadDropsNothingAndSaysSo) {
   EXPECT_EQ(f->nvme.stats().quarantined_pages, 0u);
 }
 
+// Nobody else holds it any more: its lease was released while the disk was silent.
+TEST(Loads, ABlockThatIsBeingReadIsNotEvictedFromAFullDisk) {
+  StoreFixture::Options options;
+  options.has_gpu = false;
+  options.nvme.num_slabs = 1;  // 64 pages
+  StoreFixture f(options);
+  const NamespaceId ns = f.Open(TestSpec("m")).id;
+  const Fingerprint fingerprint = TestSpec("m").ComputeFingerprint();
+  const SessionId session = *f.core->OpenSession("default");
+  const auto read = Chain(fingerprint, 1, 4);
+  f.Put(session, ns, read);
+  f.Settle();
+  ASSERT_EQ(f.core->Evict(ns, TierKind::kDram).blocks, 4u);
+  const auto filler = Chain(fingerprint, 2, 60);
+  f.Put(session, ns, filler);
+  f.Settle();
+  ASSERT_EQ(f.core->List(ns, TierKind::kNvme, 100).size(), 64u);
+  f.nvme.Hang();
+  Acquired loading;
+  f.core->Acquire(session, ns, read, {}, loading.Observer());
+  f.Settle(absl::Milliseconds(10));
+  EXPECT_TRUE(f.core->Release(session, loading.lease, {}).ok());
+  Acquired touching;  // the blocks that are read become the oldest
+  f.core->Acquire(session, ns, filler, {}, touching.Observer());
+  EXPECT_TRUE(f.core->Release(session, touching.lease, {}).ok());
+  f.Put(session, ns, Chain(fingerprint, 3, 8));
+  f.Settle(absl::Milliseconds(100));
+  ASSERT_LT(f.core->List(ns, TierKind::kNvme, 100).size(), 64u) << "no room was made";
+  f.nvme.LetGo();
+  f.Settle();
+  Acquired again;
+  f.core->Acquire(session, ns, read, {}, again.Observer());
+  f.Settle();
+  EXPECT_EQ(again.matched_blocks, 4u);
+  EXPECT_EQ(f.nvme.stats().quarantined_pages, 0u);
+  EXPECT_TRUE(f.core->CheckInvariants().ok());
+}
+
+// More blocks than one retry offers are refused again and again, as those of a namespace whose key
+// is missing.
+TEST(WriteBehind, BlocksThatAreRefusedDoNotKeepOthersFromADiskThatIsBack) {
+  StoreFixture::Options options;
+  options.has_gpu = false;
+  options.dram.num_slabs = 16;
+  options.nvme.inflight_max = 1024;
+  options.nvme.delay_max = absl::Milliseconds(1);  // all refusals of a retry are in before the next
+  StoreFixture f(options);
+  const NamespaceId refused = f.Open(TestSpec("refused")).id;
+  const NamespaceId other = f.Open(TestSpec("other")).id;
+  const Fingerprint of_refused = TestSpec("refused").ComputeFingerprint();
+  const Fingerprint of_other = TestSpec("other").ComputeFingerprint();
+  const SessionId session = *f.core->OpenSession("default");
+  f.nvme.RefuseWrites([&](const PageIdentity& page) { return page.fingerprint == of_refused; });
+  f.nvme.set_state(tiers::TierState::kFailed);
+  EXPECT_EQ(f.Put(session, refused, Chain(of_refused, 1, 400)), 400u);
+  EXPECT_EQ(f.Put(session, other, Chain(of_other, 1, 20)), 20u);
+  f.Settle(absl::Seconds(1));
+  f.nvme.set_state(tiers::TierState::kServing);
+  f.Settle(absl::Seconds(5));
+  EXPECT_EQ(f.core->List(other, TierKind::kNvme, 100).size(), 20u);
+}
+
 TEST_F(SlowDiskTest, ANamespaceThatCouldNotBeKeptIsNotOpenAtTheSecondTryEither) {
   f->nvme.FailMetadata(absl::DataLossError("the index is damaged"));
   absl::StatusOr<store::Store::OpenedNamespace> opened;

@@ -195,7 +195,7 @@ TEST_F(TenantsTest, QuotasSurviveARestartUnlessTheConfigurationSaysOtherwise) {
   ASSERT_TRUE(SetQuota("kept", 10).ok());
   ASSERT_TRUE(SetQuota("kept", 20, TierKind::kNvme).ok());
   ASSERT_TRUE(SetQuota("overruled", 10).ok());
-  const auto metadata = f->nvme.metadata();
+  const auto metadata = f->nvme.saved_metadata();
   Make(o);
   for (const auto& [key, value] : metadata) f->nvme.AddRecoveredMetadata(key, value);
   f->nvme.AddRecoveredMetadata("quota/damaged", "kvqr1123");
@@ -205,7 +205,7 @@ TEST_F(TenantsTest, QuotasSurviveARestartUnlessTheConfigurationSaysOtherwise) {
   EXPECT_EQ(In("kept").quota_bytes, 10 * kSlotBytes);
   EXPECT_EQ(In("kept", TierKind::kNvme).quota_bytes, 20 * kSlotBytes);
   EXPECT_EQ(In("overruled").quota_bytes, 99u);
-  EXPECT_EQ(f->nvme.metadata().at("quota/overruled"), metadata.at("quota/overruled"))
+  EXPECT_EQ(f->nvme.saved_metadata().at("quota/overruled"), metadata.at("quota/overruled"))
       << "configuration is not written to disk";
 }
 
@@ -215,7 +215,7 @@ TEST_F(TenantsTest, AQuotaHoldsForWhatRecoveryFinds) {
   Make(o);
   const User a = Join("a");
   ASSERT_TRUE(SetQuota("a", 10, TierKind::kNvme).ok());
-  const auto metadata = f->nvme.metadata();
+  const auto metadata = f->nvme.saved_metadata();
   const auto hashes = Prompt(a, 0, 40);
   Make(o);
   for (const auto& [key, value] : metadata) f->nvme.AddRecoveredMetadata(key, value);

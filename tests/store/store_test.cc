@@ -220,6 +220,18 @@ TEST_F(StoreTest, LeasedBlocksAreNotEvicted) {
   EXPECT_EQ(f->core->Match(ns, Hashes(3, 40)).matched_blocks, 40u);
 }
 
+TEST_F(StoreTest, LeasesOfABlockLeaveRoomForWhoElseHoldsIt) {
+  StoreFixture::Options o;
+  o.store.leases_per_session_max = 100'000;
+  Make(o);
+  const auto hashes = Hashes(1, 1);
+  f->Put(session, ns, hashes);
+  f->Settle();  // its copy to NVMe held it, too
+  size_t leases = 0;
+  for (int i = 0; i < 66'000; ++i) leases += Acquire(hashes)->matched_blocks;
+  EXPECT_EQ(leases, 65'000u);
+}
+
 TEST_F(StoreTest, ExpiredLeaseLetsGoAndSaysSo) {
   const auto hashes = Hashes(1, 4);
   f->Put(session, ns, hashes);
@@ -436,7 +448,7 @@ TEST_F(StoreTest, NameOfAnotherSpecIsRefusedNamingTheField) {
 
 TEST_F(StoreTest, RecoveryRestoresNamespacesAndBlocksAndRefusesOldEpochs) {
   Make(Without(false, true));
-  const std::string record = f->nvme.metadata().begin()->second;
+  const std::string record = f->nvme.saved_metadata().begin()->second;
   const auto hashes = Hashes(1, 4);
 
   StoreFixture g(Without(false, true));
@@ -467,7 +479,7 @@ TEST_F(StoreTest, OpeningAndClearingWaitForTheNamespacesOnDisk) {
   Make(Without(false, true));
   f->core->Clear("default", opened.fingerprint, [](absl::Status) {});
   f->Settle();
-  const auto [key, record] = *f->nvme.metadata().begin();  // of epoch 2
+  const auto [key, record] = *f->nvme.saved_metadata().begin();  // of epoch 2
 
   StoreFixture g(Without(false, true));
   g.nvme.AddRecoveredMetadata(key, record);

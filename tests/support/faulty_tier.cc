@@ -64,7 +64,8 @@ void FaultyTier::Write(PageId page, const PageIdentity& identity, ConstRegion sr
   const bool corrupt = Chance(options_.corruption_rate);
   Later(
       deadline,
-      [this, page, identity, src, corrupt] {
+      [this, page, identity, src, corrupt]() -> absl::Status {
+        if (is_refused_(identity)) return absl::UnavailableError("refused");
         if (!IsRight(src.data, identity)) return absl::DataLossError("source differs");
         std::memcpy(At(page), src.data, src.bytes);
         if (corrupt) Corrupt(page);
@@ -99,7 +100,9 @@ tiers::TierStats FaultyTier::stats() const {
 void FaultyTier::Recover(RecoveryHooks hooks) {
   auto shared = std::make_shared<RecoveryHooks>(std::move(hooks));
   executor_.Post([this, shared] {
-    for (const auto& [key, value] : metadata_) shared->on_metadata(key, value);
+    if (!options_.is_kept) {
+      for (const auto& [key, value] : metadata_) shared->on_metadata(key, value);
+    }
     std::vector<tiers::RecoveredPage> pages;
     for (const auto& [pool, identity] : recovered_) {
       const absl::StatusOr<PageId> page = slots_.Reserve(pool);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <random>
 #include <string>
 #include <utility>
@@ -31,6 +32,7 @@ class FaultyTier final : public tiers::DurableTier {
     double corruption_rate = 0;  // share of writes whose bytes are damaged later, unnoticed
     absl::Duration delay_max = absl::Milliseconds(20);
     size_t inflight_max = 16;
+    bool is_kept = false;  // memory that outlives the process, with metadata at hand
   };
   FaultyTier(Options options, Executor& executor, const Clock& clock, uint64_t seed);
 
@@ -57,6 +59,14 @@ class FaultyTier final : public tiers::DurableTier {
   tiers::TierStats stats() const override;
   tiers::TierState state() const override { return state_; }
   absl::Status CheckInvariants() const override { return slots_.CheckInvariants(); }
+  tiers::Durable* durable() override {
+    return options_.is_kept || options_.kind == tiers::TierKind::kNvme ? this : nullptr;
+  }
+  std::vector<std::pair<std::string, std::string>> metadata() const override {
+    if (!options_.is_kept) return {};
+    return {metadata_.begin(), metadata_.end()};
+  }
+  void NotePublished(PageId, const PageIdentity& identity) override { noted_.push_back(identity); }
   void Stop() override {}
   void Recover(RecoveryHooks hooks) override;
   void SaveMetadata(std::string key, std::string value, Done done) override;
@@ -74,6 +84,10 @@ class FaultyTier final : public tiers::DurableTier {
     failing_reads_ = count;
     read_failure_ = std::move(status);
   }
+  // Writes of such pages end Unavailable from now on.
+  void RefuseWrites(std::function<bool(const PageIdentity&)> is_refused) {
+    is_refused_ = std::move(is_refused);
+  }
   // SaveMetadata() ends with `status` from now on.
   void FailMetadata(absl::Status status) { metadata_failure_ = std::move(status); }
   // What Recover() will tell, as if an earlier run had left it.
@@ -83,8 +97,10 @@ class FaultyTier final : public tiers::DurableTier {
   void AddRecoveredMetadata(std::string key, std::string value) {
     metadata_[std::move(key)] = std::move(value);
   }
-  const absl::flat_hash_map<std::string, std::string>& metadata() const { return metadata_; }
+  const absl::flat_hash_map<std::string, std::string>& saved_metadata() const { return metadata_; }
   size_t in_flight() const { return in_flight_; }
+  // What the store said that pages are, in order.
+  const std::vector<PageIdentity>& noted() const { return noted_; }
   size_t recovered_and_refused() const { return refused_; }
   // Damages the stored bytes of a page.
   void Corrupt(PageId page) { At(page)[0] ^= std::byte{0x40}; }
@@ -103,10 +119,12 @@ class FaultyTier final : public tiers::DurableTier {
   std::vector<std::vector<std::byte>> slabs_;
   absl::flat_hash_map<std::string, std::string> metadata_;
   std::vector<std::pair<PoolId, PageIdentity>> recovered_;
+  std::vector<PageIdentity> noted_;
   tiers::TierState state_ = tiers::TierState::kServing;
   tiers::TierStats stats_;
   size_t failing_reads_ = 0;
   absl::Status read_failure_;
+  std::function<bool(const PageIdentity&)> is_refused_ = [](const PageIdentity&) { return false; };
   absl::Status metadata_failure_;
   bool is_hanging_ = false;
   std::vector<Task> held_;

@@ -1,6 +1,7 @@
 // The conformance suite against the tiers in mapped memory.
 #include <memory>
 
+#include "tests/tiers/keeper_of_test.h"
 #include "tests/tiers/tier_conformance.h"
 #include "tiers/dram/dram_tier.h"
 #include "tiers/gpu/gpu_tier.h"
@@ -19,6 +20,18 @@ class DramUnderTest final : public TierUnderTest {
   }
 };
 
+class KeptDramUnderTest final : public TierUnderTest {
+ public:
+  absl::StatusOr<std::unique_ptr<Tier>> Make(Executor& core, const Clock& clock) override {
+    return DramTier::Create(
+        {.bytes = 3 * kSlab, .slab_bytes = kSlab, .inflight_max = kInflightMax, .keeper = &keeper_},
+        core, clock);
+  }
+
+ private:
+  KeeperOfTest keeper_;
+};
+
 class GpuUnderTest final : public TierUnderTest {
  public:
   absl::StatusOr<std::unique_ptr<Tier>> Make(Executor& core, const Clock& clock) override {
@@ -31,6 +44,7 @@ class GpuUnderTest final : public TierUnderTest {
 INSTANTIATE_TEST_SUITE_P(
     MemoryTiers, TierConformance,
     testing::Values(TierFactory{"dram", [] { return std::make_unique<DramUnderTest>(); }},
+                    TierFactory{"dram_kept", [] { return std::make_unique<KeptDramUnderTest>(); }},
                     TierFactory{"gpu_host", [] { return std::make_unique<GpuUnderTest>(); }}),
     TierFactoryName);
 

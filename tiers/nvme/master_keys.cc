@@ -75,7 +75,11 @@ absl::Status MasterKeys::AddLine(std::string_view line) {
   if (error != std::errc() || key.id == 0) {
     return absl::InvalidArgumentError("no ID from 1 to 4294967295");
   }
-  const std::string_view hex = Trim(line.substr(static_cast<size_t>(id_end - line.data())));
+  const std::string_view rest = line.substr(static_cast<size_t>(id_end - line.data()));
+  // Without one, digits of the key could be taken for the ID.
+  if (!rest.starts_with(' ') && !rest.starts_with('\t'))
+    return absl::InvalidArgumentError("no space behind the ID");
+  const std::string_view hex = Trim(rest);
   if (!ParseHex(hex, key.bytes)) return absl::InvalidArgumentError("the key is not 64 hex digits");
   if (Find(key.id) != nullptr) return absl::InvalidArgumentError("its ID is there twice");
   if (keys_.size() == kKeysMax) {

@@ -245,6 +245,7 @@ TEST(MasterKeys, BadKeyFilesSayWhereAndNeverShowAKey) {
       {"# only a comment\n", "no key in it"},
       {good + "2 abc\n", "keys:2: the key is not 64 hex digits"},
       {good + "x " + Hex64('b') + "\n", "keys:2: no ID"},
+      {"1" + Hex64('a') + "\n", "keys:1: no space"},
       {"0 " + Hex64('b') + "\n", "keys:1: no ID"},
       {good + "1 " + Hex64('b') + "\n", "keys:2: its ID is there twice"},
       {"4294967296 " + Hex64('b') + "\n", "no ID"},

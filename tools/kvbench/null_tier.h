@@ -33,6 +33,7 @@ class NullTier final : public tiers::DurableTier {
   tiers::TierStats stats() const override;
   tiers::TierState state() const override { return tiers::TierState::kServing; }
   absl::Status CheckInvariants() const override { return slots_.CheckInvariants(); }
+  tiers::Durable* durable() override { return kind_ == tiers::TierKind::kNvme ? this : nullptr; }
   void Stop() override {}
   void Recover(RecoveryHooks hooks) override;
   void SaveMetadata(std::string key, std::string value, Done done) override;

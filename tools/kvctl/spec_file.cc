@@ -1,7 +1,5 @@
 #include "tools/kvctl/spec_file.h"
 
-#include <toml++/toml.h>
-
 #include <charconv>
 #include <limits>
 #include <set>
@@ -9,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
+#include "kvstore/base/toml.h"
 #include "kvstore/base/units.h"
 
 namespace kvstore::kvctl {
@@ -94,16 +93,15 @@ absl::Status At(const std::string& path, const toml::source_region& source, std:
 }  // namespace
 
 absl::StatusOr<v1::NamespaceSpec> ReadSpecFile(const std::string& path) {
-  toml::table table;
-  try {
-    table = toml::parse_file(path);
-  } catch (const toml::parse_error& error) {
+  const toml::parse_result parsed = toml::parse_file(path);
+  if (!parsed) {
+    const toml::parse_error& error = parsed.error();
     return absl::InvalidArgumentError(
         absl::StrCat(path, ":", error.source().begin.line, ": ", std::string(error.description())));
   }
   v1::NamespaceSpec spec;
   std::set<int> seen;
-  for (auto&& [key, node] : table) {
+  for (auto&& [key, node] : parsed.table()) {
     const FieldDescriptor* field = FindField(key.str());
     if (field == nullptr) {
       return At(path, key.source(), key.str(),

@@ -22,8 +22,14 @@ namespace kvstore::transfer {
 
 class GenerationTable {
  public:
+  // kKept: the process that comes after this one can go on writing it (Adopt()). Its readers are
+  // then kept from writing by their descriptors and by the inode's mode, no longer by a seal: a
+  // process of the daemon's own uid can get around those, and cause misses.
+  enum class Life { kOwn, kKept };
   // Errors: those of SealedMemory::Create().
-  static absl::StatusOr<GenerationTable> Create(uint64_t slab_bytes);
+  static absl::StatusOr<GenerationTable> Create(uint64_t slab_bytes, Life life = Life::kOwn);
+  // The table of a slab that outlived its process. Errors: those of SealedMemory::Adopt().
+  static absl::StatusOr<GenerationTable> Adopt(UniqueFd fd, uint64_t slab_bytes);
 
   void Store(uint64_t slot_offset, uint64_t generation) {
     Cell(slot_offset).exchange(generation, std::memory_order_seq_cst);
@@ -31,6 +37,10 @@ class GenerationTable {
   uint64_t Load(uint64_t slot_offset) const {
     return Cell(slot_offset).load(std::memory_order_acquire);
   }
+  // Ends all uses that there were: every slot that had a generation has this one.
+  void MoveAllTo(uint64_t generation);
+  int descriptor() const { return memory_.descriptor(); }
+  uint64_t inode() const { return memory_.inode(); }
   // Read-only, always.
   absl::StatusOr<UniqueFd> Export() const { return memory_.Export(MemoryAccess::kReadOnly); }
 

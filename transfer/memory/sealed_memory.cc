@@ -4,6 +4,7 @@
 #include <linux/memfd.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <utility>
@@ -62,6 +63,35 @@ absl::StatusOr<SealedMemory> SealedMemory::Create(const Options& options) {
   ASSIGN_OR_RETURN(UniqueFd read_only, ReopenReadOnly(memory.fd_.get()));
   if (options.seal == Seal::kFutureWrite) memory.fd_ = std::move(read_only);
   return memory;
+}
+
+absl::StatusOr<SealedMemory> SealedMemory::Adopt(UniqueFd fd, uint64_t bytes) {
+  struct stat status {};
+  const int seals = fcntl(fd.get(), F_GET_SEALS);
+  if (seals < 0 || fstat(fd.get(), &status) != 0 ||
+      (seals & (kResizeSeals | F_SEAL_SEAL)) != (kResizeSeals | F_SEAL_SEAL)) {
+    return absl::DataLossError("a kept descriptor is not of sealed memory");
+  }
+  if (static_cast<uint64_t>(status.st_size) != bytes || status.st_uid != geteuid() ||
+      (status.st_mode & 0777) != 0400) {
+    return absl::DataLossError(absl::StrCat("kept memory has ", status.st_size, " bytes, uid ",
+                                            status.st_uid, " and mode ", status.st_mode & 0777,
+                                            "; expected ", bytes, ", ours and 0400"));
+  }
+  SealedMemory memory;
+  memory.bytes_ = bytes;
+  memory.fd_ = std::move(fd);
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, memory.fd_.get(), 0);
+  if (mapped == MAP_FAILED) return SystemError(errno, "mmap of kept memory");
+  memory.data_ = static_cast<std::byte*>(mapped);
+  (void)madvise(memory.data_, bytes, MADV_DONTDUMP);
+  RETURN_IF_ERROR(ReopenReadOnly(memory.fd_.get()).status());
+  return memory;
+}
+
+uint64_t SealedMemory::inode() const {
+  struct stat status {};
+  return fstat(fd_.get(), &status) == 0 ? status.st_ino : 0;
 }
 
 SealedMemory::SealedMemory(SealedMemory&& other) noexcept

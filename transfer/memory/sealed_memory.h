@@ -44,6 +44,10 @@ class SealedMemory {
   // are reserved for it. Errors: Unavailable, no descriptor or no memory; FailedPrecondition, the
   // kernel refuses memfd seals or /proc is not mounted.
   static absl::StatusOr<SealedMemory> Create(const Options& options);
+  // Maps memory that Create() made with kResize in a process that has died since; `fd` is one of
+  // its own descriptors (descriptor()), kept by somebody else. Errors: DataLoss, it is not such
+  // memory, not of `bytes` bytes, or not this user's; those of Create().
+  static absl::StatusOr<SealedMemory> Adopt(UniqueFd fd, uint64_t bytes);
   SealedMemory(SealedMemory&& other) noexcept;
   SealedMemory& operator=(SealedMemory&&) = delete;
   ~SealedMemory();
@@ -64,6 +68,11 @@ class SealedMemory {
   // A descriptor for another process, opened anew (kReadOnly) or duplicated (kReadWrite).
   // Errors: PermissionDenied, kReadWrite of kFutureWrite memory; Unavailable, out of descriptors.
   absl::StatusOr<UniqueFd> Export(MemoryAccess access) const;
+  // Our own descriptor, which lives as long as this object: for who keeps the memory, never for a
+  // client.
+  int descriptor() const { return fd_.get(); }
+  // Tells this memory from any other that there was since the machine started.
+  uint64_t inode() const;
 
  private:
   SealedMemory() = default;
