@@ -20,7 +20,11 @@ if(MOLD_PROGRAM AND NOT KVSTORE_SANITIZE)
   add_link_options(-fuse-ld=mold)
 endif()
 
+# What tools/dev/check_hardening looks for, with the relocations below.
 add_compile_options(-Wall -Wextra -Wshadow -Werror -fstack-protector-strong)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:-fcf-protection=full>)
+endif()
 if(CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   add_compile_options(-Wno-restrict)  # false alarms on std::string in GCC 12 (bug 105651)
   # Designated initialisers name what they set and leave the rest at its default on purpose.
@@ -31,7 +35,7 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
 endif()
 if(CMAKE_BUILD_TYPE STREQUAL Release)
   # -g1: backtraces with lines, at a fifth of the size of -g.
-  add_compile_options(-g1 -D_FORTIFY_SOURCE=2)
+  add_compile_options(-g1 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3)
 endif()
 add_compile_definitions(_GLIBCXX_ASSERTIONS)
 add_link_options(-Wl,-z,relro,-z,now)
