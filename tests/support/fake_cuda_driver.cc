@@ -174,11 +174,14 @@ class FakeCudaDriver final : public CudaDriver {
     streams_[reinterpret_cast<uint64_t>(stream)].push_back(work);
     return CUDA_SUCCESS;
   }
+  // Counts as a call once it is ready: how often it is asked is a matter of time.
   CUresult Query(CUevent event) override {
-    if (const CUresult result = CallInContext(); result != CUDA_SUCCESS) return result;
-    absl::MutexLock lock(&device_->mutex);
     const auto id = reinterpret_cast<uint64_t>(event);
-    return reached_[id] == recorded_[id] ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
+    {
+      absl::MutexLock lock(&device_->mutex);
+      if (!device_->has_failed && reached_[id] != recorded_[id]) return CUDA_ERROR_NOT_READY;
+    }
+    return CallInContext();
   }
   CUresult Wait(CUstream, CUevent) override { return CallInContext(); }
   CUresult CopyBatch(CUdeviceptr* dsts, CUdeviceptr* srcs, size_t* sizes, size_t count,

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <random>
 #include <string>
 #include <utility>
@@ -62,6 +63,12 @@ class FaultyTier final : public tiers::DurableTier {
   void SaveMetadata(std::string key, std::string value, Done done) override;
 
   void set_state(tiers::TierState state) { state_ = state; }
+  void set_on_lost(std::function<void()> on_lost) override { on_lost_ = std::move(on_lost); }
+  // The device is gone, and everything on it.
+  void Lose() {
+    state_ = tiers::TierState::kFailed;
+    executor_.Post([this] { on_lost_(); });
+  }
   // A device that keeps what it is given, past every deadline, until it is let go.
   void Hang() { is_hanging_ = true; }
   void LetGo() {
@@ -108,6 +115,7 @@ class FaultyTier final : public tiers::DurableTier {
   size_t failing_reads_ = 0;
   absl::Status read_failure_;
   absl::Status metadata_failure_;
+  std::function<void()> on_lost_;
   bool is_hanging_ = false;
   std::vector<Task> held_;
   size_t in_flight_ = 0;

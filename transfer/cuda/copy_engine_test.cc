@@ -260,6 +260,9 @@ TEST_F(CopyEngineTest, ASilentDeviceFailsAndStopDoesNotHang) {
 
 TEST_F(CopyEngineTest, AFailureShowsWithinASecondAlsoWhenNothingMoves) {
   Open();
+  std::vector<std::byte> before(4096);
+  ASSERT_TRUE(Copy(ToHost(before.data(), memory_->data(), 4096)).ok());
+  absl::SleepFor(absl::Milliseconds(50));  // it is idle now
   absl::Notification told;
   context_->set_on_failed([&told] { told.Notify(); });
   fake_->has_failed = true;
@@ -278,6 +281,7 @@ TEST_P(WhicheverCallFails, AnOperationIsRightOrFailedAndTheContextIsFailed) {
   int failed_runs = 0;
   for (uint64_t n = 1;; ++n) {
     Open();
+    fake_->delay_max = absl::Milliseconds(2);
     const uint64_t before = fake_->calls;
     fake_->failure = GetParam();
     fake_->fail_at = before + n;
@@ -298,7 +302,7 @@ TEST_P(WhicheverCallFails, AnOperationIsRightOrFailedAndTheContextIsFailed) {
       ++failed_runs;
       // Reported means that nothing more is written, whatever the failing call had begun.
       std::memset(back->data(), 0x33, back->size());
-      absl::SleepFor(absl::Milliseconds(2));
+      absl::SleepFor(absl::Milliseconds(10));
       EXPECT_EQ(*back, std::vector<std::byte>(4 * kPage, std::byte{0x33})) << "call " << n;
     }
     engine_.reset();
@@ -306,7 +310,7 @@ TEST_P(WhicheverCallFails, AnOperationIsRightOrFailedAndTheContextIsFailed) {
     if (fake_->calls < before + n) break;
     ASSERT_LT(n, 2000u);
   }
-  EXPECT_GE(failed_runs, 8);
+  EXPECT_GE(failed_runs, 6);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, WhicheverCallFails,
