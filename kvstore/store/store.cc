@@ -17,6 +17,7 @@
 #include "kvstore/store/sessions.h"
 #include "kvstore/store/sweep.h"
 #include "kvstore/store/tenant_admin.h"
+#include "kvstore/store/tier_loss.h"
 #include "kvstore/store/verification.h"
 #include "kvstore/store/write_behind.h"
 
@@ -82,6 +83,7 @@ struct Store::State {
         tenant_admin(tenants, copies, room, moves, sessions, loads, t.nvme),
         recovery(o.blocks_max, namespaces, copies, tenant_admin),
         sweep(copies, namespaces, e, c),
+        tier_loss(copies, e, c),
         clock(c) {
     copies.set_on_dirty_victim(
         [this](NodeId id, TierKind kind) { return write_behind.Start(id, kind); });
@@ -89,6 +91,9 @@ struct Store::State {
     moves.set_on_published(on_published);
     saves.set_on_published(on_published);
     moves.set_on_written([this] { drain.OnWritten(); });
+    for (const TierKind kind : kAllTiers) {
+      if (copies.Has(kind)) copies.tier(kind)->set_on_lost([this, kind] { tier_loss.Start(kind); });
+    }
   }
 
   // The namespace with this id, if it exists and is the session's tenant's. The epoch may be old.
@@ -120,6 +125,7 @@ struct Store::State {
   TenantAdmin tenant_admin;
   Recovery recovery;
   Sweep sweep;
+  TierLoss tier_loss;
   const Clock& clock;
 };
 
