@@ -53,8 +53,9 @@ TEST_F(TierLossTest, CopiesLeaveTheIndexAndThoseElsewhereAreRead) {
 
 TEST_F(TierLossTest, BlocksThatLayNowhereElseAreMisses) {
   const auto hashes = Hashes(2, 10);
+  f->gpu.FailNextReads(1000, absl::UnavailableError("gone"));  // nothing is written behind
   ASSERT_EQ(f->Put(session, ns, hashes, TierKind::kGpu), 10u);
-  f->gpu.Lose();  // before anything was written behind
+  f->gpu.Lose();
   f->Settle();
   EXPECT_EQ(BytesOnGpu(), 0u);
   const auto acquired = Acquire(hashes);
