@@ -19,7 +19,7 @@ absl::Status MemoryTier::OpenPool(PoolId pool, const PoolSpec& spec) {
 }
 
 absl::StatusOr<PageId> MemoryTier::Reserve(PoolId pool) {
-  if (is_stopped_) return absl::UnavailableError(absl::StrCat("the tier is stopped"));
+  if (state() != TierState::kServing) return absl::UnavailableError("the tier is not serving");
   return pages_->Reserve(pool);
 }
 

@@ -66,7 +66,8 @@ struct TierStats {
 };
 
 // kServing; kReadOnly: full or failing disk, existing pages may be read; kFailed: nothing works
-// now, its pages are misses. A tier leaves the last two by itself, once its device answers.
+// now, its pages are misses. A tier leaves the last two by itself, once its device answers; one that
+// has called on_lost stays failed until the daemon restarts.
 enum class TierState : uint8_t { kServing, kReadOnly, kFailed };
 
 // A page that a durable tier found at start.
@@ -144,6 +145,9 @@ class Tier {
 
   // What there was before we started, and will be after us; null: nothing.
   virtual Durable* durable() { return nullptr; }
+  // `on_lost` runs once, on the core executor, when what the tier holds is gone for good although
+  // nobody released it: its device has failed. Pages stay reserved until they are released.
+  virtual void set_on_lost(std::function<void()> /*on_lost*/) {}
 
   // Programmer errors found by walking all bookkeeping. Tests and debug builds.
   virtual absl::Status CheckInvariants() const = 0;

@@ -49,7 +49,8 @@ static_assert(sizeof(MemoryRequest) == 88, "on the wire");
 
 // With kMapSlab and kOk two descriptors come along: [0] the slab, [1] its generation table
 // (read-only): uint64_t for each 4 KiB of the slab; the slot at offset o has its generation at o /
-// 4096. Both are sealed against shrinking and growing.
+// 4096. Both are memfds sealed against shrinking and growing; a slab that is not is device memory,
+// to be imported by cuMemImportFromShareableHandle().
 struct MemoryReply {
   uint32_t version = kMemorySocketVersion;
   MemoryReplyCode code{};

@@ -33,6 +33,7 @@
 #include "kvstore/base/page_id.h"
 #include "kvstore/base/page_trailer.h"
 #include "kvstore/client/channel.h"
+#include "kvstore/client/device_slab.h"
 
 namespace kvstore::client {
 
@@ -44,8 +45,11 @@ const char* TierName(Tier tier);
 struct ClientOptions {
   std::string target;  // "unix:PATH" or "tcp:HOST:PORT" (no shared memory there)
   std::string tenant;  // empty: the caller's own
-  std::optional<TlsFiles> tls = std::nullopt;        // of a tcp target
-  MemoryAccess access = MemoryAccess::kReadWrite;    // read-only clients cannot Reserve
+  std::optional<TlsFiles> tls = std::nullopt;      // of a tcp target
+  MemoryAccess access = MemoryAccess::kReadWrite;  // read-only clients cannot Reserve
+  // Shared with the slabs that it imports. Without it pages in the memory of a GPU cannot be reached:
+  // they are misses, and cannot be reserved.
+  std::shared_ptr<DeviceSlabs> device_slabs = nullptr;
   absl::Duration deadline = absl::Seconds(2);        // of a call that names none
   absl::Duration bulk_deadline = absl::Seconds(60);  // of inline Put and Get
 };
@@ -70,7 +74,8 @@ struct Match {
 
 // One leased page that can be read where it is.
 struct PageView {
-  const std::byte* slot = nullptr;  // page, then trailer (base/page_trailer.h)
+  const std::byte* slot = nullptr;  // page, then trailer (base/page_trailer.h); null: on a device
+  uint64_t device_slot = 0;         // its address there; 0: in host memory
   Tier tier{};                      // where it lies
   Tier found_in{};                  // where it was when it was asked for
   uint64_t page_checksum = 0;
@@ -131,9 +136,13 @@ class Reservation {
 
   size_t num_blocks() const;
   BlockState state(size_t block) const;
-  // Writable slot of a kReserved block: fill its page bytes in place. Null for other states.
+  // Writable slot of a kReserved block: fill its page bytes in place. Null for other states, and
+  // for slots on a device.
   std::byte* slot(size_t block) const;
-  // Copies `page` into the slot and seals it with its checksums.
+  // Address of a kReserved block's slot on its device; 0 for others.
+  uint64_t device_slot(size_t block) const;
+  // Copies `page` into the slot and seals it with its checksums. A slot on a device that fails
+  // stays unfilled: Commit() says so.
   void Fill(size_t block, const std::byte* page);
   // Seals page bytes that were written in place. The bytes must not change afterwards.
   void Seal(size_t block);

@@ -283,8 +283,9 @@ void Connection::WaitForWork(absl::Duration timeout) {
 }
 
 void Connection::OpenSession() {
-  absl::StatusOr<std::shared_ptr<MemorySession>> opened = MemorySession::Open(
-      target_.address + kMemorySocketSuffix, options_.tenant, options_.access, kHelloTimeout);
+  absl::StatusOr<std::shared_ptr<MemorySession>> opened =
+      MemorySession::Open(target_.address + kMemorySocketSuffix, options_.tenant, options_.access,
+                          options_.device_slabs, kHelloTimeout);
   absl::MutexLock lock(&mutex_);
   if (opened.ok()) {
     session_ = *std::move(opened);

@@ -16,6 +16,15 @@ namespace {
 // The wire's tiers are ours plus one.
 uint32_t SocketTier(uint8_t wire_tier) { return wire_tier - 1u; }
 
+// The slot in host memory; one on a device is brought into `copy`.
+absl::StatusOr<const std::byte*> HostSlot(const Lease::State::Location& location,
+                                          const PageShape& shape, std::vector<std::byte>* copy) {
+  if (location.slot() != nullptr) return location.slot();
+  copy->resize(shape.slot_bytes());
+  RETURN_IF_ERROR(location.slab->device()->Read(location.offset, copy->data(), copy->size()));
+  return copy->data();
+}
+
 }  // namespace
 
 Lease::State::State(std::shared_ptr<Connection> c, std::shared_ptr<MemorySession> s,
@@ -234,6 +243,7 @@ std::optional<Tier> Lease::ReadyTier(uint32_t block) const { return state_->Read
 absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
   return PageView{.slot = location.slot(),
+                  .device_slot = location.device_slot(),
                   .tier = location.tier,
                   .found_in = location.found_in,
                   .page_checksum = location.page_checksum};
@@ -241,8 +251,9 @@ absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
 
 absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadline) {
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
-  absl::Status copied =
-      transfer::CopyFromSlot(page, location.slot(), state_->Identity(block, location));
+  std::vector<std::byte> copy;
+  ASSIGN_OR_RETURN(const std::byte* slot, HostSlot(location, state_->shape, &copy));
+  absl::Status copied = transfer::CopyFromSlot(page, slot, state_->Identity(block, location));
   // A slot that has changed hands explains wrong bytes: that is not a bad page.
   RETURN_IF_ERROR(state_->CheckCurrent(block, location));
   if (!copied.ok()) state_->ReportBad(block);
@@ -256,10 +267,11 @@ absl::Status Lease::CopySlice(uint32_t block, uint32_t slice, std::byte* out, ab
   }
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
   const PageIdentity identity = state_->Identity(block, location);
+  std::vector<std::byte> copy;
+  ASSIGN_OR_RETURN(const std::byte* slot, HostSlot(location, state_->shape, &copy));
   transfer::SliceTable table;
-  absl::Status copied = table.Load(location.slot(), identity);
-  if (copied.ok())
-    copied = transfer::CopySliceFromSlot(out, location.slot(), identity, table, slice);
+  absl::Status copied = table.Load(slot, identity);
+  if (copied.ok()) copied = transfer::CopySliceFromSlot(out, slot, identity, table, slice);
   RETURN_IF_ERROR(state_->CheckCurrent(block, location));
   if (!copied.ok()) state_->ReportBad(block);
   return copied;
@@ -267,7 +279,9 @@ absl::Status Lease::CopySlice(uint32_t block, uint32_t slice, std::byte* out, ab
 
 absl::Status Lease::VerifyPage(uint32_t block, absl::Time deadline) {
   ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
-  absl::Status verified = transfer::VerifySlot(location.slot(), state_->Identity(block, location));
+  std::vector<std::byte> copy;
+  ASSIGN_OR_RETURN(const std::byte* slot, HostSlot(location, state_->shape, &copy));
+  absl::Status verified = transfer::VerifySlot(slot, state_->Identity(block, location));
   RETURN_IF_ERROR(state_->CheckCurrent(block, location));
   if (!verified.ok()) state_->ReportBad(block);
   return verified;

@@ -53,7 +53,12 @@ struct Lease::State {
     uint64_t page_checksum = 0;
     Tier tier{}, found_in{};
 
-    const std::byte* slot() const { return slab->data() + offset; }
+    const std::byte* slot() const {  // null: on a device
+      return slab->data() == nullptr ? nullptr : slab->data() + offset;
+    }
+    uint64_t device_slot() const {  // 0: in host memory
+      return slab->device() == nullptr ? 0 : slab->device()->address() + offset;
+    }
     bool IsCurrent() const { return slab->Generation(offset) == generation; }
   };
   uint32_t matched_blocks() const ABSL_LOCKS_EXCLUDED(mutex_);

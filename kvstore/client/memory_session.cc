@@ -147,6 +147,12 @@ void* MapFile(const UniqueFd& fd, uint64_t bytes, int protection) {
   return data == MAP_FAILED ? nullptr : data;
 }
 
+// Otherwise it is memory of a device.
+bool IsSealedMemory(const UniqueFd& fd) {
+  const int seals = fcntl(fd.get(), F_GET_SEALS);
+  return seals >= 0 && (seals & F_SEAL_SHRINK) != 0;
+}
+
 absl::Status CheckSize(const UniqueFd& fd, uint64_t bytes, const char* what) {
   struct stat st;
   if (fstat(fd.get(), &st) != 0 || static_cast<uint64_t>(st.st_size) < bytes) {
@@ -164,18 +170,24 @@ absl::Status CheckSize(const UniqueFd& fd, uint64_t bytes, const char* what) {
 absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(UniqueFd slab,
                                                                   UniqueFd generations,
                                                                   uint64_t slab_bytes,
-                                                                  MemoryAccess access) {
+                                                                  MemoryAccess access,
+                                                                  DeviceSlabs* device_slabs) {
   const uint64_t table_bytes =
       (slab_bytes + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
   if (slab_bytes == 0) return absl::DataLossError("an empty slab");
-  RETURN_IF_ERROR(CheckSize(slab, slab_bytes, "slab"));
   RETURN_IF_ERROR(CheckSize(generations, table_bytes, "generation table"));
   std::shared_ptr<MappedSlab> mapped(new MappedSlab);
   mapped->bytes_ = slab_bytes;
-  const int protection = access == MemoryAccess::kReadWrite ? PROT_READ | PROT_WRITE : PROT_READ;
-  mapped->data_ = static_cast<std::byte*>(MapFile(slab, slab_bytes, protection));
+  if (device_slabs != nullptr && !IsSealedMemory(slab)) {
+    ASSIGN_OR_RETURN(mapped->device_, device_slabs->Import(std::move(slab), slab_bytes, access));
+  } else {
+    RETURN_IF_ERROR(CheckSize(slab, slab_bytes, "slab"));
+    const int protection = access == MemoryAccess::kReadWrite ? PROT_READ | PROT_WRITE : PROT_READ;
+    mapped->data_ = static_cast<std::byte*>(MapFile(slab, slab_bytes, protection));
+  }
   mapped->generations_ = static_cast<uint64_t*>(MapFile(generations, table_bytes, PROT_READ));
-  if (mapped->data_ == nullptr || mapped->generations_ == nullptr) {
+  const bool has_bytes = mapped->data_ != nullptr || mapped->device_ != nullptr;
+  if (!has_bytes || mapped->generations_ == nullptr) {
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot map a slab of ", slab_bytes, " bytes: ", std::strerror(errno)));
   }
@@ -189,18 +201,16 @@ MappedSlab::~MappedSlab() {
   if (generations_ != nullptr) munmap(generations_, table_bytes);
 }
 
-absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(const std::string& socket_path,
-                                                                   const std::string& tenant,
-                                                                   MemoryAccess access,
-                                                                   absl::Duration timeout) {
+absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Open(
+    const std::string& socket_path, const std::string& tenant, MemoryAccess access,
+    std::shared_ptr<DeviceSlabs> device_slabs, absl::Duration timeout) {
   ASSIGN_OR_RETURN(UniqueFd socket, Connect(socket_path));
-  return Start(std::move(socket), tenant, access, timeout);
+  return Start(std::move(socket), tenant, access, std::move(device_slabs), timeout);
 }
 
-absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Start(UniqueFd socket,
-                                                                    const std::string& tenant,
-                                                                    MemoryAccess access,
-                                                                    absl::Duration timeout) {
+absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Start(
+    UniqueFd socket, const std::string& tenant, MemoryAccess access,
+    std::shared_ptr<DeviceSlabs> device_slabs, absl::Duration timeout) {
   MemoryRequest hello{.kind = MemoryRequestKind::kHello, .access = access};
   if (tenant.size() >= hello.tenant.size())
     return absl::InvalidArgumentError("tenant: longer than 63 bytes");
@@ -217,6 +227,7 @@ absl::StatusOr<std::shared_ptr<MemorySession>> MemorySession::Start(UniqueFd soc
   session->token_.assign(reply->message.session_token.begin(), reply->message.session_token.end());
   session->incarnation_ = reply->message.incarnation;
   session->access_ = access;
+  session->device_slabs_ = std::move(device_slabs);
   return session;
 }
 
@@ -321,7 +332,7 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::RequestSlab(
                                                static_cast<uint32_t>(reply->message.code)));
   }
   return MappedSlab::Map(std::move(reply->descriptors[0]), std::move(reply->descriptors[1]),
-                         reply->message.slab_bytes, access_);
+                         reply->message.slab_bytes, access_, device_slabs_.get());
 }
 
 }  // namespace kvstore::client

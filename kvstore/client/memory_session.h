@@ -25,6 +25,7 @@
 #include "kvstore/base/acquire_packet.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/unique_fd.h"
+#include "kvstore/client/device_slab.h"
 
 namespace kvstore::client {
 
@@ -33,18 +34,21 @@ namespace kvstore::client {
 class MappedSlab {
  public:
   // Takes the descriptors; checks their sizes first, so that no mapping reaches past the end of its
-  // file. Errors: DataLoss, a descriptor is not what the daemon promised; ResourceExhausted, no
-  // address space or memory.
+  // file. A slab that is no sealed memfd is memory of a device, which `device_slabs` imports; null:
+  // we reach none. Errors: DataLoss, a descriptor is not what the daemon promised;
+  // ResourceExhausted, no address space or memory; Unavailable, the device fails.
   static absl::StatusOr<std::shared_ptr<const MappedSlab>> Map(UniqueFd slab, UniqueFd generations,
                                                                uint64_t slab_bytes,
-                                                               MemoryAccess access);
+                                                               MemoryAccess access,
+                                                               DeviceSlabs* device_slabs);
   ~MappedSlab();
   MappedSlab(const MappedSlab&) = delete;
   MappedSlab& operator=(const MappedSlab&) = delete;
 
   uint64_t bytes() const { return bytes_; }
-  // Writable exactly if the session is read-write.
+  // Writable exactly if the session is read-write. Null: on a device.
   std::byte* data() const { return data_; }
+  const DeviceSlab* device() const { return device_.get(); }  // null: in host memory
   // The generation of the slot at `offset`, below bytes().
   uint64_t Generation(uint64_t offset) const {
     return std::atomic_ref(generations_[offset / 4096]).load(std::memory_order_acquire);
@@ -53,6 +57,7 @@ class MappedSlab {
  private:
   MappedSlab() = default;
   std::byte* data_ = nullptr;
+  std::unique_ptr<DeviceSlab> device_;
   uint64_t* generations_ = nullptr;
   uint64_t bytes_ = 0;
 };
@@ -62,15 +67,13 @@ class MemorySession {
   // `socket_path`: of the memory socket. Waits at most `timeout`.
   // Errors: Unavailable, with what is wrong; PermissionDenied, the uid may not connect or act for
   // `tenant`; ResourceExhausted.
-  static absl::StatusOr<std::shared_ptr<MemorySession>> Open(const std::string& socket_path,
-                                                             const std::string& tenant,
-                                                             MemoryAccess access,
-                                                             absl::Duration timeout);
+  static absl::StatusOr<std::shared_ptr<MemorySession>> Open(
+      const std::string& socket_path, const std::string& tenant, MemoryAccess access,
+      std::shared_ptr<DeviceSlabs> device_slabs, absl::Duration timeout);
   // The same on a socket that is connected already.
-  static absl::StatusOr<std::shared_ptr<MemorySession>> Start(UniqueFd socket,
-                                                              const std::string& tenant,
-                                                              MemoryAccess access,
-                                                              absl::Duration timeout);
+  static absl::StatusOr<std::shared_ptr<MemorySession>> Start(
+      UniqueFd socket, const std::string& tenant, MemoryAccess access,
+      std::shared_ptr<DeviceSlabs> device_slabs, absl::Duration timeout);
 
   // 16 bytes, for metadata.
   const std::string& token() const { return token_; }
@@ -118,9 +121,10 @@ class MemorySession {
   std::string token_;
   uint64_t incarnation_ = 0;
   MemoryAccess access_ = MemoryAccess::kReadOnly;
-  std::atomic<bool> is_lost_{false};  // release: pairs with the acquire in is_lost()
-  size_t packet_bytes_max_ = 0;       // what a request may have
-  std::vector<std::byte> reply_;      // of an Acquire; of who is requesting
+  std::shared_ptr<DeviceSlabs> device_slabs_;  // shared with the client's other sessions
+  std::atomic<bool> is_lost_{false};           // release: pairs with the acquire in is_lost()
+  size_t packet_bytes_max_ = 0;                // what a request may have
+  std::vector<std::byte> reply_;               // of an Acquire; of who is requesting
   absl::Mutex mutex_;
   bool is_requesting_ ABSL_GUARDED_BY(mutex_) = false;  // a request is on the socket
   std::map<SlabKey, std::shared_ptr<const MappedSlab>> slabs_ ABSL_GUARDED_BY(mutex_);

@@ -35,7 +35,6 @@ absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(
     state->blocks[i] = {.state = static_cast<BlockState>(response.state()[i] - 1),
                         .slab = response.slab(static_cast<int>(i)),
                         .slot = response.slot(static_cast<int>(i)),
-                        .address = nullptr,
                         .page_checksum = std::nullopt};
     if (state->blocks[i].state == BlockState::kReserved) ++state->uncommitted_blocks;
   }
@@ -45,7 +44,9 @@ absl::StatusOr<std::shared_ptr<Reservation::State>> Reservation::State::Make(
 absl::Status Reservation::State::Place(Block* block, std::shared_ptr<const MappedSlab> slab) {
   const std::optional<uint64_t> offset = SlotOffset(block->slot, shape, slab->bytes());
   if (!offset.has_value()) return absl::UnavailableError("Reserve: a slot outside of its slab");
-  block->address = slab->data() + *offset;
+  block->device = slab->device();
+  block->offset = *offset;
+  block->address = slab->data() == nullptr ? nullptr : slab->data() + *offset;
   if (slabs.empty() || slabs.back() != slab) slabs.push_back(std::move(slab));
   return absl::OkStatus();
 }
@@ -62,7 +63,7 @@ bool Reservation::State::MapCached() {
 
 absl::Status Reservation::State::Map(absl::Duration timeout) {
   for (Block& block : blocks) {
-    if (block.state != BlockState::kReserved || block.address != nullptr) continue;
+    if (block.state != BlockState::kReserved || block.is_placed()) continue;
     ASSIGN_OR_RETURN(std::shared_ptr<const MappedSlab> slab,
                      session->Slab(static_cast<uint32_t>(tier), block.slab, timeout));
     RETURN_IF_ERROR(Place(&block, std::move(slab)));
@@ -132,17 +133,38 @@ Reservation::BlockState Reservation::state(size_t block) const {
   return state_->blocks[block].state;
 }
 std::byte* Reservation::slot(size_t block) const { return state_->blocks[block].address; }
+uint64_t Reservation::device_slot(size_t block) const {
+  const State::Block& target = state_->blocks[block];
+  return target.device == nullptr ? 0 : target.device->address() + target.offset;
+}
 
 void Reservation::Fill(size_t block, const std::byte* page) {
   State::Block& target = state_->blocks[block];
-  if (target.address != nullptr)
-    target.page_checksum = transfer::CopyIntoSlot(target.address, page, state_->Identity(block));
+  const PageIdentity identity = state_->Identity(block);
+  if (target.address != nullptr) {
+    target.page_checksum = transfer::CopyIntoSlot(target.address, page, identity);
+  } else if (target.device != nullptr) {
+    std::vector<std::byte> slot(state_->shape.slot_bytes());
+    const uint64_t checksum = transfer::CopyIntoSlot(slot.data(), page, identity);
+    if (target.device->Write(target.offset, slot.data(), slot.size()).ok())
+      target.page_checksum = checksum;
+  }
 }
 
 void Reservation::Seal(size_t block) {
   State::Block& target = state_->blocks[block];
-  if (target.address != nullptr)
-    target.page_checksum = transfer::SealSlot(target.address, state_->Identity(block));
+  const PageIdentity identity = state_->Identity(block);
+  if (target.address != nullptr) {
+    target.page_checksum = transfer::SealSlot(target.address, identity);
+  } else if (target.device != nullptr) {
+    const uint64_t page_bytes = state_->shape.page_bytes();
+    std::vector<std::byte> slot(state_->shape.slot_bytes());
+    if (!target.device->Read(target.offset, slot.data(), page_bytes).ok()) return;
+    const uint64_t checksum = transfer::SealSlot(slot.data(), identity);
+    const absl::Status written = target.device->Write(
+        target.offset + page_bytes, slot.data() + page_bytes, slot.size() - page_bytes);
+    if (written.ok()) target.page_checksum = checksum;
+  }
 }
 
 absl::Status Reservation::Commit(std::span<const uint32_t> blocks, absl::Time deadline) {

@@ -40,7 +40,10 @@ struct Reservation::State {
     BlockState state{};
     uint32_t slab = 0;
     uint32_t slot = 0;
-    std::byte* address = nullptr;
+    std::byte* address = nullptr;        // in host memory
+    const DeviceSlab* device = nullptr;  // or on it, at `offset`
+    uint64_t offset = 0;                 // in the slab
+    bool is_placed() const { return address != nullptr || device != nullptr; }
     std::optional<uint64_t> page_checksum;  // once filled or sealed
   };
 

@@ -306,10 +306,31 @@ void AddAuthKeys(std::vector<ConfigKey>* keys) {
       "PEM certificates of the authorities whose client certificates are accepted"));
 }
 
+// "host", or "cuda:" and up to three digits. Whether there is such a device shows at start-up.
+bool IsGpuDevice(const std::string& name) {
+  constexpr std::string_view kCuda = "cuda:";
+  if (!name.starts_with(kCuda)) return name == "host";
+  const std::string_view number = std::string_view(name).substr(kCuda.size());
+  return !number.empty() && number.size() <= 3 &&
+         std::ranges::all_of(number, [](char c) { return c >= '0' && c <= '9'; });
+}
+
+ConfigKey GpuDeviceKey() {
+  return {.name = "tier.gpu.device",
+          .type = "name",
+          .default_text = "(no GPU tier)",
+          .valid = "host, cuda:N",
+          .meaning = "device whose memory is the GPU tier; host stands in for one",
+          .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
+            if (!IsGpuDevice(v[0])) return absl::InvalidArgumentError("no such name");
+            c->gpu.device = v[0];
+            return absl::OkStatus();
+          },
+          .print = [](const Config& c) { return c.gpu.device; }};
+}
+
 void AddTierKeys(std::vector<ConfigKey>* keys) {
-  keys->push_back(NameKey<&Config::gpu, &Config::Gpu::device>(
-      "tier.gpu.device", "(no GPU tier)", "host",
-      "device whose memory is the GPU tier; host stands in for one", {"host"}));
+  keys->push_back(GpuDeviceKey());
   keys->push_back(BytesKey<&Config::gpu, &Config::Gpu::bytes>(
       "tier.gpu.bytes", "(required with tier.gpu.device)", "1MiB to 16TiB",
       "capacity of the GPU tier", Percent::kRefused, {kMiB, 16 * kTiB}));

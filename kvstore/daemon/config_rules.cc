@@ -53,7 +53,7 @@ absl::Status CheckConfig(const Config& config, const Machine& machine) {
   }
   if (config.gpu.device.empty() && config.gpu.bytes != 0) {
     return absl::InvalidArgumentError(
-        "tier.gpu.bytes is set but tier.gpu.device is not; valid: host");
+        "tier.gpu.bytes is set but tier.gpu.device is not; valid: host, cuda:N");
   }
   if (!config.nvme.dirs.empty() && config.nvme.bytes == 0) {
     return absl::InvalidArgumentError(
@@ -75,7 +75,8 @@ absl::Status CheckConfig(const Config& config, const Machine& machine) {
         "tier.dram.bytes has no default on this machine; e.g. tier.dram.bytes=1GiB");
   }
   // Faulting in more than there is would end in the kernel's choice of what to kill.
-  const uint64_t wanted = config.dram.bytes + config.gpu.bytes;
+  // A CUDA device has memory of its own, and says itself when it is too little.
+  const uint64_t wanted = config.dram.bytes + (config.gpu.device == "host" ? config.gpu.bytes : 0);
   if (machine.memory_bytes != 0 && wanted > machine.memory_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("tier.dram.bytes and tier.gpu.bytes together are ", InMebibytes(wanted),

@@ -136,7 +136,9 @@ TEST(Config, BadValuesAreRefusedWithKeyValueAndRange) {
       {"tier.dram.bytes=1KiB", "out of range"},
       {"tier.dram.hugepages=maybe", "valid: auto, off"},
       {"tier.dram.backing=/dev/shm/kv", "valid: none, kept"},
-      {"tier.gpu.device=cuda:0", "valid: host"},
+      {"tier.gpu.device=cuda:", "valid: host, cuda:N"},
+      {"tier.gpu.device=cuda:x", "valid: host, cuda:N"},
+      {"tier.gpu.device=rocm:0", "valid: host, cuda:N"},
       {"tier.nvme.bytes=10%", "tier.nvme.bytes"},
       {"tier.nvme.dirs=relative", "absolute"},
       {"tier.nvme.dirs=/a,/a", "twice"},
@@ -178,6 +180,10 @@ TEST(Config, TiersNeedTheirSize) {
   EXPECT_THAT(ErrorOf("", {"tier.nvme.dirs=/a"}), HasSubstr("tier.nvme.bytes is not"));
   EXPECT_THAT(ErrorOf("", {"tier.nvme.bytes=1GiB"}), HasSubstr("tier.nvme.dirs is not"));
   EXPECT_THAT(ErrorOf("", {"tier.gpu.device=host"}), HasSubstr("tier.gpu.bytes is not"));
+  EXPECT_THAT(ErrorOf("", {"tier.gpu.device=host", "tier.gpu.bytes=17GiB"}),
+              HasSubstr("more than the memory of this machine"));
+  EXPECT_TRUE(Load("", {"tier.gpu.device=cuda:0", "tier.gpu.bytes=100GiB"}).ok())
+      << "a device has memory of its own";
 }
 
 TEST(Config, AMissingFileIsNotFound) {

@@ -123,10 +123,25 @@ absl::Status Daemon::State::OpenTiers() {
     nvme_options.encrypt = config.nvme.encrypt;
     nvme_options.key_file = config.nvme.key_file;
     ASSIGN_OR_RETURN(nvme, tiers::NvmeTier::Open(std::move(nvme_options), *core, clock));
-    dram_options.hooks = {
-        .on_prepared = [this](MutableRegion region) { nvme->RegisterMemory(region); },
-        .on_going = [this](MutableRegion region) { nvme->UnregisterMemory(region); }};
   }
+  if (!config.gpu.device.empty()) {
+    tiers::GpuTier::Options gpu_options;
+    gpu_options.device = config.gpu.device;
+    gpu_options.bytes = config.gpu.bytes;
+    gpu_options.slab_bytes = tiers::ChooseSlabBytes(config.gpu.bytes);
+    ASSIGN_OR_RETURN(gpu, tiers::GpuTier::Create(gpu_options, *core, clock));
+  }
+  // The devices exist before the memory that they are told of.
+  dram_options.hooks = {.on_prepared =
+                            [this](MutableRegion region) {
+                              if (nvme != nullptr) nvme->RegisterMemory(region);
+                              if (gpu != nullptr) gpu->RegisterMemory(region);
+                            },
+                        .on_going =
+                            [this](MutableRegion region) {
+                              if (nvme != nullptr) nvme->UnregisterMemory(region);
+                              if (gpu != nullptr) gpu->UnregisterMemory(region);
+                            }};
   dram_options.slab_bytes = tiers::ChooseSlabBytes(config.dram.bytes);
   dram_options.bytes = config.dram.bytes;
   dram_options.huge_pages = config.dram.hugepages == HugePages::kAuto
@@ -143,13 +158,6 @@ absl::Status Daemon::State::OpenTiers() {
   }
   ASSIGN_OR_RETURN(dram, tiers::DramTier::Create(dram_options, *core, clock));
   LogKeptStart();
-  if (!config.gpu.device.empty()) {
-    tiers::GpuTier::Options gpu_options;
-    gpu_options.device = config.gpu.device;
-    gpu_options.bytes = config.gpu.bytes;
-    gpu_options.slab_bytes = tiers::ChooseSlabBytes(config.gpu.bytes);
-    ASSIGN_OR_RETURN(gpu, tiers::GpuTier::Create(gpu_options, *core, clock));
-  }
   return absl::OkStatus();
 }
 

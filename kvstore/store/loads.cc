@@ -35,7 +35,10 @@ MatchResult Loads::Match(NamespaceId ns, std::span<const BlockHash> hashes) cons
 }
 
 std::optional<TierKind> Loads::ReadableTier(NodeId id, const AcquireOptions& options) const {
-  if (options.can_read_gpu && copies_.IsResident(id, TierKind::kGpu)) return TierKind::kGpu;
+  if (options.can_read_gpu && copies_.IsResident(id, TierKind::kGpu) &&
+      copies_.tier(TierKind::kGpu)->state() != tiers::TierState::kFailed) {
+    return TierKind::kGpu;
+  }
   if (copies_.IsResident(id, TierKind::kDram)) return TierKind::kDram;
   return std::nullopt;
 }

@@ -137,6 +137,8 @@ absl::StatusOr<ReserveResult> Saves::Reserve(SessionId session_id, NamespaceId n
 
 absl::Status Saves::CheckCommit(const Reservation& r, std::span<const CommitBlock> blocks) const {
   if (!namespaces_.epoch(r.ns).is_current) return absl::AbortedError("the namespace was cleared");
+  if (copies_.tier(r.tier)->state() == tiers::TierState::kFailed)
+    return absl::AbortedError("the tier has failed, and with it what was written to it");
   for (const CommitBlock& block : blocks) {
     if (block.block >= r.nodes.size() || r.nodes[block.block] == index::kNoNode) {
       return absl::InvalidArgumentError(

@@ -18,6 +18,7 @@
 #include "kvstore/store/sessions.h"
 #include "kvstore/store/sweep.h"
 #include "kvstore/store/tenant_admin.h"
+#include "kvstore/store/tier_loss.h"
 #include "kvstore/store/verification.h"
 #include "kvstore/store/write_behind.h"
 
@@ -84,6 +85,7 @@ struct Store::State {
         tenant_admin(tenants, copies, room, moves, sessions, loads, durable),
         recovery(o.blocks_max, namespaces, copies, tenant_admin, durable),
         sweep(copies, namespaces, e, c),
+        tier_loss(copies, e, c),
         clock(c) {
     copies.set_on_dirty_victim(
         [this](NodeId id, TierKind kind) { return write_behind.Start(id, kind); });
@@ -93,6 +95,9 @@ struct Store::State {
     moves.set_on_written([this] { drain.OnWritten(); });
     recovery.set_on_lacks_colder_copy(
         [this](NodeId id, TierKind kind) { write_behind.OnRecovered(id, kind); });
+    for (const TierKind kind : kAllTiers) {
+      if (copies.Has(kind)) copies.tier(kind)->set_on_lost([this, kind] { tier_loss.Start(kind); });
+    }
   }
 
   // The namespace with this id, if it exists and is the session's tenant's. The epoch may be old.
@@ -125,6 +130,7 @@ struct Store::State {
   TenantAdmin tenant_admin;
   Recovery recovery;
   Sweep sweep;
+  TierLoss tier_loss;
   const Clock& clock;
 };
 

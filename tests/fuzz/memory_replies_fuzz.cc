@@ -103,7 +103,7 @@ void CheckReplyCodec(const std::string& packet) {
 
 void Converse(UniqueFd socket, MemoryAccess access) {
   absl::StatusOr<std::shared_ptr<MemorySession>> session =
-      MemorySession::Start(std::move(socket), "team-a", access, kTimeout);
+      MemorySession::Start(std::move(socket), "team-a", access, nullptr, kTimeout);
   if (!session.ok()) return;
   REQUIRE((*session)->token().size() == 16);
   const std::vector<BlockHash> hashes(3);

@@ -72,6 +72,12 @@ class FaultyTier final : public tiers::DurableTier {
   void SaveMetadata(std::string key, std::string value, Done done) override;
 
   void set_state(tiers::TierState state) { state_ = state; }
+  void set_on_lost(std::function<void()> on_lost) override { on_lost_ = std::move(on_lost); }
+  // The device is gone, and everything on it.
+  void Lose() {
+    state_ = tiers::TierState::kFailed;
+    executor_.Post([this] { on_lost_(); });
+  }
   // A device that keeps what it is given, past every deadline, until it is let go.
   void Hang() { is_hanging_ = true; }
   void LetGo() {
@@ -126,6 +132,7 @@ class FaultyTier final : public tiers::DurableTier {
   absl::Status read_failure_;
   std::function<bool(const PageIdentity&)> is_refused_ = [](const PageIdentity&) { return false; };
   absl::Status metadata_failure_;
+  std::function<void()> on_lost_;
   bool is_hanging_ = false;
   std::vector<Task> held_;
   size_t in_flight_ = 0;

@@ -9,11 +9,12 @@ absl::StatusOr<std::unique_ptr<SlabMemory>> HostDevice::MakeSlab(uint64_t bytes)
                                 HostSlabMemory::Locking::kOff);
 }
 
-std::unique_ptr<SlotMover> HostDevice::MakeMover(size_t inflight_max, Executor& core,
-                                                 const Clock& clock) {
+absl::StatusOr<std::unique_ptr<SlotMover>> HostDevice::MakeMover(size_t inflight_max,
+                                                                 Executor& core,
+                                                                 const Clock& clock) {
   const transfer::MemoryMover::Options options = {.name = "gpu-mover",
                                                   .inflight_max = inflight_max};
-  return std::make_unique<HostSlotMover>(options, core, clock);
+  return std::unique_ptr<SlotMover>(std::make_unique<HostSlotMover>(options, core, clock));
 }
 
 }  // namespace kvstore::tiers

@@ -13,8 +13,8 @@ class HostDevice final : public Device {
  public:
   std::string name() const override { return "host"; }
   absl::StatusOr<std::unique_ptr<SlabMemory>> MakeSlab(uint64_t bytes) override;
-  std::unique_ptr<SlotMover> MakeMover(size_t inflight_max, Executor& core,
-                                       const Clock& clock) override;
+  absl::StatusOr<std::unique_ptr<SlotMover>> MakeMover(size_t inflight_max, Executor& core,
+                                                       const Clock& clock) override;
 };
 
 }  // namespace kvstore::tiers

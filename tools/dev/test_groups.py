@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import xml.etree.ElementTree as xml
@@ -73,6 +74,30 @@ def run_ctest(folder, label, seconds, jobs, regex=None, env=None):
     elif code != 0 and outcome.failed == 0:
         outcome.failed += 1
         outcome.notes.append(f"failed: ctest ended with {code}")
+    return outcome
+
+
+def run_bundled_gpu_tests(folder, seconds):
+    """Packs the CUDA tests as users get them, and runs them from there."""
+    outcome = Outcome("gpu")
+    with tempfile.TemporaryDirectory(prefix="kvstore-bundle-") as place:
+        bundle = Path(place) / "bundle.tar.gz"
+        if run_bounded([str(ROOT / "tools" / "bundle"), "--build", str(folder), "--tests", "--out", str(bundle)], 300) != 0:
+            outcome.failed, outcome.notes = 1, ["failed: tools/bundle --tests"]
+            return outcome
+        subprocess.run(["tar", "-C", place, "-xzf", str(bundle)], check=True)
+        log = Path(place) / "log"
+        code = run_bounded(["sh", "-c", f"./run gpu-tests >{log} 2>&1; code=$?; cat {log}; exit $code"], seconds,
+                           cwd=Path(place) / "kvstore")
+        found = re.findall(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", log.read_text(errors="replace"), re.M)
+    if found:
+        outcome.passed, outcome.failed, outcome.skipped = (int(n) for n in found[-1])
+    if code != 0 and outcome.failed == 0:
+        outcome.failed = 1
+    if outcome.failed:
+        outcome.notes.append("failed: gpu-tests of the bundle" + (" ran out of time" if code is None else ""))
+    if outcome.skipped:
+        outcome.notes.append(f"skipped: {outcome.skipped} CUDA tests, no CUDA device")
     return outcome
 
 

@@ -37,6 +37,7 @@ struct Parser {
     AddStore();
     AddIndex();
     AddNvme();
+    AddPages();
     AddTtft();
   }
 
@@ -74,6 +75,13 @@ struct Parser {
         ->check(CLI::Range(uint64_t{512}, uint64_t{100'000'000}));
     suite->footer("Example:\n  kvbench nvme --work /mnt/nvme --set-size 8GiB");
   }
+  void AddPages() {
+    CLI::App* suite = Add("pages", "pages between host and GPU memory against a pinned copy");
+    AddSetSize(suite, "bytes that are moved in each direction");
+    suite->add_option("--device", settings.device, "number of the CUDA device; default 0")
+        ->check(CLI::Range(0, 999));
+    suite->footer("Example:\n  kvbench pages --set-size 4GiB --json pages.json");
+  }
   void AddTtft() {
     CLI::App* suite = Add("ttft", "the engine's time to first token, cold and from each tier");
     suite->add_option("--model", settings.model_dir, "Hugging Face folder")
@@ -101,7 +109,7 @@ absl::Status Finish(Parser& parser) {
   Settings& s = parser.settings;
   if (s.suite.empty()) {
     return absl::InvalidArgumentError(
-        "no suite is given; valid: store, index, nvme, ttft; see kvbench --help");
+        "no suite is given; valid: store, index, nvme, pages, ttft; see kvbench --help");
   }
   s.effort = parser.is_quick ? Effort::kQuick : Effort::kFull;
   if (!parser.set_size.empty()) {

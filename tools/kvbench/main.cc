@@ -24,6 +24,7 @@ absl::Status Run(const Settings& settings, Report& report) {
   if (settings.suite == "store") return RunStoreSuite(settings, report);
   if (settings.suite == "index") return RunIndexSuite(settings, report);
   if (settings.suite == "nvme") return RunNvmeSuite(settings, report);
+  if (settings.suite == "pages") return RunPagesSuite(settings, report);
   return RunTtftSuite(settings, report);
 }
 

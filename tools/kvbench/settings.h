@@ -26,6 +26,8 @@ struct Settings {
   uint64_t index_blocks = 0;  // resident; 0: one million, of quick runs 20,000
   // nvme
   uint64_t restart_blocks = 0;  // 0: one million, of quick runs 2,000
+  // pages
+  int device = 0;  // of CUDA
   // ttft
   std::string model_dir;
   std::vector<uint32_t> prompt_tokens;

@@ -17,6 +17,8 @@ absl::Status RunStoreSuite(const Settings& settings, Report& report);
 absl::Status RunIndexSuite(const Settings& settings, Report& report);
 // The NVMe tier against raw io_uring on its own file, and a daemon's restart.
 absl::Status RunNvmeSuite(const Settings& settings, Report& report);
+// Pages between host and device memory, and their checksums, against a pinned copy.
+absl::Status RunPagesSuite(const Settings& settings, Report& report);
 // The engine's time to first token, cold and from each tier.
 absl::Status RunTtftSuite(const Settings& settings, Report& report);
 

@@ -13,8 +13,8 @@
 namespace kvstore::transfer {
 
 struct MemoryMover::Job {
-  std::byte* dst = nullptr;  // null: verify only
-  const std::byte* src = nullptr;
+  std::byte* dst = nullptr;        // null: verify only
+  const std::byte* src = nullptr;  // null: accept what is in dst
   PageIdentity expect;
   absl::Time deadline;
   Done done;
@@ -65,6 +65,7 @@ struct MemoryMover::Shared {
 namespace {
 
 absl::Status RunJob(std::byte* dst, const std::byte* src, const PageIdentity& expect) {
+  if (src == nullptr) return AcceptSlot(dst, expect);
   return dst == nullptr ? VerifySlot(src, expect) : CopySlot(dst, src, expect);
 }
 
@@ -88,6 +89,11 @@ void MemoryMover::Copy(std::byte* dst, const std::byte* src, const PageIdentity&
 void MemoryMover::Verify(const std::byte* slot, const PageIdentity& expect, absl::Time deadline,
                          Done done) {
   Submit({nullptr, slot, expect, deadline, std::move(done)});
+}
+
+void MemoryMover::Accept(std::byte* slot, const PageIdentity& expect, absl::Time deadline,
+                         Done done) {
+  Submit({slot, nullptr, expect, deadline, std::move(done)});
 }
 
 void MemoryMover::Fail(absl::Status status, Done done) {

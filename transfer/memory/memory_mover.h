@@ -1,7 +1,7 @@
 // MemoryMover copies and verifies slots in host memory on threads of its own, so that the core
 // thread never does.
 //
-// Threads: Copy(), Verify(), Fail() and Stop() are confined to the executor's thread, as `done`
+// Threads: Copy(), Verify(), Accept(), Fail() and Stop() are confined to the executor's thread, as `done`
 // is (when the executor is not running any more: to whoever owns it). `done` runs exactly once
 // for each call, on the executor or inside Stop(), never inside the call that took it.
 // Limits: inflight_max operations that were accepted and whose `done` has not been called; beyond
@@ -47,6 +47,8 @@ class MemoryMover {
             Done done);
   // VerifySlot(slot, expect). As above.
   void Verify(const std::byte* slot, const PageIdentity& expect, absl::Time deadline, Done done);
+  // AcceptSlot(slot, expect). As above.
+  void Accept(std::byte* slot, const PageIdentity& expect, absl::Time deadline, Done done);
   // Reports `status` by the same way, for callers that refuse an operation themselves: `done` never
   // runs inside this call.
   void Fail(absl::Status status, Done done);

@@ -84,6 +84,18 @@ absl::Status CopySlices(std::byte* dst, const std::byte* src, const PageIdentity
   return i == expect.shape.num_slices ? absl::OkStatus() : SliceDiffers(expect, i);
 }
 
+absl::Status VerifySlices(const std::byte* slot, const PageIdentity& expect,
+                          const SliceTable& table) {
+  const uint64_t block_seed = BlockSeedOf(expect);
+  const size_t slice_bytes = expect.shape.slice_bytes;
+  for (uint32_t i = 0; i < expect.shape.num_slices; ++i) {
+    if (SliceChecksum(slot + i * slice_bytes, slice_bytes, block_seed, i) != table[i]) {
+      return SliceDiffers(expect, i);
+    }
+  }
+  return absl::OkStatus();
+}
+
 // Over the trailer, with record_checksum zero, and the slice checksums behind it.
 uint64_t RecordChecksum(PageTrailer trailer, const std::byte* slice_checksums) {
   trailer.record_checksum = 0;
@@ -181,15 +193,16 @@ absl::Status CheckSliceTable(const std::byte* slot, const PageIdentity& expect) 
 }
 
 absl::Status VerifySlot(const std::byte* slot, const PageIdentity& expect) {
-  const uint64_t block_seed = BlockSeedOf(expect);
   SliceTable table;
   if (absl::Status status = table.Load(slot, expect); !status.ok()) return status;
-  const size_t slice_bytes = expect.shape.slice_bytes;
-  for (uint32_t i = 0; i < expect.shape.num_slices; ++i) {
-    if (SliceChecksum(slot + i * slice_bytes, slice_bytes, block_seed, i) != table[i]) {
-      return SliceDiffers(expect, i);
-    }
-  }
+  return VerifySlices(slot, expect, table);
+}
+
+absl::Status AcceptSlot(std::byte* slot, const PageIdentity& expect) {
+  SliceTable table;
+  if (absl::Status status = table.Load(slot, expect); !status.ok()) return status;
+  if (absl::Status status = VerifySlices(slot, expect, table); !status.ok()) return status;
+  WriteTail(slot, table.checksums(), expect, 0);
   return absl::OkStatus();
 }
 

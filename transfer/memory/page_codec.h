@@ -64,6 +64,9 @@ absl::Status CopySliceFromSlot(std::byte* slice, const std::byte* slot, const Pa
 absl::Status CheckSliceTable(const std::byte* slot, const PageIdentity& expect);
 // Checks all slices in place.
 absl::Status VerifySlot(const std::byte* slot, const PageIdentity& expect);
+// For a slot that a device copied here as it was: VerifySlot(), then writes the trailer from
+// `expect`, as CopySlot() does.
+absl::Status AcceptSlot(std::byte* slot, const PageIdentity& expect);
 // Copies a whole slot and checks it on the way: what every tier change does. The trailer is written
 // from `expect`, not copied: the one in `src` may have been scribbled on.
 absl::Status CopySlot(std::byte* dst, const std::byte* src, const PageIdentity& expect);
