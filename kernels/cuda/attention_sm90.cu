@@ -29,6 +29,7 @@ struct Params {
   int32_t row_tiles;       // of a sequence and kv head
   int32_t segments_max;    // of a sequence, kSegments only
   int32_t num_items;       // row tiles x kv heads, kNever only
+  int32_t heads_together;  // kv heads that blocks work on at a time, kNever only
   float scale_log2;        // exp2(x * scale_log2) = exp(x * scale)
 };
 
@@ -120,8 +121,14 @@ __device__ bool FindItem(const Params& p, int index, Item* item) {
     if (at >= p.num_items) return false;
     item->segment = 0;
     item->sequence = 0;
-    item->kv_head = at % p.args.kv_heads;
-    item->row_tile = p.row_tiles - 1 - at / p.args.kv_heads;
+    // A group of heads after another, so that what blocks read at a time stays in the second-level
+    // cache.
+    const int group_items = p.row_tiles * p.heads_together;
+    const int first_head = at / group_items * p.heads_together;
+    const int heads = min(p.heads_together, p.args.kv_heads - first_head);
+    const int in_group = at % group_items;
+    item->kv_head = first_head + in_group % heads;
+    item->row_tile = p.row_tiles - 1 - in_group / heads;
     item->first_position = p.args.first_positions[0];
     item->tile_begin = 0;
     item->tile_end = TilesOf<S>(p, *item);
@@ -641,6 +648,14 @@ int GroupsOf(const AttentionArgs& a) { return a.num_tokens * a.group <= 64 ? 1 :
 int RowTilesOf(const AttentionArgs& a) { return CeilDiv(a.num_tokens * a.group, 64 * GroupsOf(a)); }
 int SegmentsOf(const AttentionArgs& a) { return CeilDiv(a.keys_max, kAttentionSegmentKeys); }
 
+// As many kv heads as have their keys and values in half of the second-level cache together.
+int HeadsTogether(const AttentionArgs& a) {
+  constexpr int64_t kCacheBytes = 32 << 20;
+  const int64_t head_bytes = int64_t{a.keys_max} * a.head_dim * 2 * 2;
+  const int64_t heads = kCacheBytes / head_bytes;
+  return static_cast<int>(heads < 1 ? 1 : (heads < a.kv_heads ? heads : a.kv_heads));
+}
+
 bool IsSplit(const AttentionArgs& a, int num_multiprocessors, AttentionSplit split) {
   if (split != AttentionSplit::kAuto) return split == AttentionSplit::kSegments;
   return a.num_sequences > 1 || GroupsOf(a) == 1 ||
@@ -729,6 +744,7 @@ cudaError_t LaunchAttention(const AttentionArgs& args, const KvPool& pool, int n
            .row_tiles = RowTilesOf(args),
            .segments_max = is_split ? SegmentsOf(args) : 0,
            .num_items = RowTilesOf(args) * args.kv_heads,
+           .heads_together = HeadsTogether(args),
            .scale_log2 = args.scale * kLog2E};
   return args.head_dim == 64 ? LaunchFor<64>(p, pool, num_multiprocessors, is_split, stream)
                              : LaunchFor<128>(p, pool, num_multiprocessors, is_split, stream);
