@@ -28,7 +28,7 @@ namespace {
 namespace kernels = kvstore::kernels::cuda;
 using Bf16 = __nv_bfloat16;
 
-constexpr int64_t kRowMultiple = 128;
+constexpr int64_t kRowMultiple = GemmPlans::kRowMultiple;
 constexpr int64_t kLogitRows = 16;  // of the last product; one of them is wanted
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
@@ -265,26 +265,25 @@ absl::Status CudaBackend::MakePlans() {
     down.push_back(layer.down);
   }
   const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
-  const GemmPlans::Limits limits{.row_multiple = kRowMultiple, .rows_max = rows_max_};
   using Output = GemmShape::Output;
   ASSIGN_OR_RETURN(qkv_plans_,
                    GemmPlans::Create(library_,
                                      {.n = qkv_width(), .k = hidden, .has_bias = config_.has_qkv_bias},
-                                     limits,
+                                     rows_max_,
                                      {.x = normed_, .bias = weights_.layers()[0].qkv_bias, .out = qkv_},
                                      qkv));
   ASSIGN_OR_RETURN(o_plans_, GemmPlans::Create(library_,
                                                {.n = hidden, .k = config_.query_size(), .output = Output::kBf16AddedTo},
-                                               limits, {.x = attended_, .out = x_}, o));
-  ASSIGN_OR_RETURN(gate_up_plans_, GemmPlans::Create(library_, {.n = 2 * inner, .k = hidden}, limits,
+                                               rows_max_, {.x = attended_, .out = x_}, o));
+  ASSIGN_OR_RETURN(gate_up_plans_, GemmPlans::Create(library_, {.n = 2 * inner, .k = hidden}, rows_max_,
                                                      {.x = normed_, .out = gate_up_}, gate_up));
   ASSIGN_OR_RETURN(down_plans_, GemmPlans::Create(library_,
                                                   {.n = hidden, .k = inner, .output = Output::kBf16AddedTo},
-                                                  limits, {.x = activated_, .out = x_}, down));
+                                                  rows_max_, {.x = activated_, .out = x_}, down));
   ASSIGN_OR_RETURN(logits_plans_,
                    GemmPlans::Create(library_,
                                      {.n = config_.vocab_size, .k = hidden, .output = Output::kFloat},
-                                     {.row_multiple = kLogitRows, .rows_max = kLogitRows},
+                                     kLogitRows,
                                      {.x = normed_, .out = logits_}, {weights_.lm_head()}));
   uint64_t id = 0;
   for (const GemmPlans* plans : {&qkv_plans_, &o_plans_, &gate_up_plans_, &down_plans_, &logits_plans_}) {

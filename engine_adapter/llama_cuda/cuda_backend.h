@@ -3,8 +3,8 @@
 //
 // Bits: the promise of backend.h holds. Row kernels and attention keep it by construction
 // (kernels/cuda), matrix products because their algorithms are compared when the back-end is made
-// (gemm_plans.h); decode runs the same kernels as prefill, so it writes the same bytes. Fewer rows
-// than 128 are computed as 128.
+// (gemm_plans.h); decode runs the same kernels as prefill, so it writes the same bytes. A product
+// may be computed for more rows than are wanted.
 //
 // Passes of one token replay a CUDA graph, made when a sequence first needs it.
 //

@@ -11,7 +11,7 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t num_bytes) {
   void* memory = nullptr;
   const cudaError_t result = cudaMalloc(&memory, num_bytes);
   if (result == cudaErrorMemoryAllocation) {
-    cudaGetLastError();  // this one is not sticky: later calls shall not see it
+    cudaGetLastError();  // not sticky: later calls shall not see it
     size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
     return absl::ResourceExhaustedError(

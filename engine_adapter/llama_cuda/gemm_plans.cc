@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kCandidatesMax = 6;
 constexpr int kTimedRuns = 4;
-constexpr int64_t kSampleRows = 64;  // the random rows that repeat over the whole input
+constexpr int64_t kSampleRows = 16;  // the random rows that repeat over the whole input
 
 absl::Status LtStatus(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
@@ -114,11 +114,12 @@ absl::Status GemmPlans::Multiply(const Plan& plan, const cublasLtMatmulAlgo_t& a
 }
 
 absl::Status GemmPlans::Run(int64_t rows, const GemmOperands& operands, cudaStream_t stream) const {
-  const auto index = static_cast<size_t>((rows + limits_.row_multiple - 1) / limits_.row_multiple - 1);
-  if (rows < 1 || index >= plans_.size()) {
+  const auto plan = std::lower_bound(plans_.begin(), plans_.end(), rows,
+                                     [](const Plan& p, int64_t wanted) { return p.rows < wanted; });
+  if (rows < 1 || plan == plans_.end()) {
     return absl::InternalError(absl::StrCat("a product of ", rows, " rows"));
   }
-  return Multiply(plans_[index], plans_[index].algorithm, operands, stream);
+  return Multiply(*plan, plan->algorithm, operands, stream);
 }
 
 // Runs all candidates of all row counts and chooses.
@@ -143,14 +144,14 @@ class GemmPlans::Selection {
     float milliseconds = 0.0f;
   };
 
-  int64_t RowsOf(size_t index) const {
-    return static_cast<int64_t>(index + 1) * plans_.limits_.row_multiple;
-  }
-  // Row counts whose speed matters are timed: powers of two of the multiple, and the largest.
+  int64_t RowsOf(size_t index) const { return plans_.plans_[index].rows; }
+  int64_t rows_max() const { return plans_.plans_.back().rows; }
+  // Row counts whose speed matters are timed: powers of two, and the largest.
   bool IsTimed(size_t index) const {
-    return ((index + 1) & index) == 0 || index + 1 == plans_.plans_.size();
+    return (RowsOf(index) & (RowsOf(index) - 1)) == 0 || index + 1 == plans_.plans_.size();
   }
-  int64_t sample_rows() const { return std::min(kSampleRows, plans_.limits_.row_multiple); }
+  // Fewer rows than that can be computed as that many.
+  bool IsOptional(size_t index) const { return RowsOf(index) < std::min(kRowMultiple, rows_max()); }
   size_t RowBytes() const {
     return static_cast<size_t>(plans_.shape_.n * OutputBytes(plans_.shape_));
   }
@@ -158,8 +159,8 @@ class GemmPlans::Selection {
   // Fills `num_rows` rows of `to`.
   absl::Status Repeat(const std::vector<__nv_bfloat16>& rows, int64_t columns, int64_t num_rows,
                       void* to) const {
-    const size_t bytes = static_cast<size_t>(sample_rows() * columns) * sizeof(__nv_bfloat16);
-    for (int64_t row = 0; row < num_rows; row += sample_rows()) {
+    const size_t bytes = static_cast<size_t>(kSampleRows * columns) * sizeof(__nv_bfloat16);
+    for (int64_t row = 0; row < num_rows; row += kSampleRows) {
       RETURN_IF_RUNTIME_ERROR(
           cudaMemcpyAsync(static_cast<std::byte*>(to) + row * columns * 2,
                           row == 0 ? static_cast<const void*>(rows.data()) : to, bytes,
@@ -172,7 +173,7 @@ class GemmPlans::Selection {
 
   absl::Status FillInput() {
     input_ = RandomRows(plans_.shape_.k, 1);
-    return Repeat(input_, plans_.shape_.k, plans_.limits_.rows_max,
+    return Repeat(input_, plans_.shape_.k, rows_max(),
                   const_cast<__nv_bfloat16*>(scratch_.x));
   }
 
@@ -230,13 +231,13 @@ class GemmPlans::Selection {
     RETURN_IF_ERROR(plans_.Multiply(plans_.plans_[index], candidate.algorithm, operands,
                                     plans_.library_.stream));
     ASSIGN_OR_RETURN(const uint64_t first, HashRows(0));
-    ASSIGN_OR_RETURN(const uint64_t last, HashRows(RowsOf(index) - sample_rows()));
+    ASSIGN_OR_RETURN(const uint64_t last, HashRows(RowsOf(index) - kSampleRows));
     candidate.bits = first == last ? first : ++no_class_;
     return absl::OkStatus();
   }
 
   absl::StatusOr<uint64_t> HashRows(int64_t row) {
-    const size_t bytes = static_cast<size_t>(sample_rows()) * RowBytes();
+    const size_t bytes = static_cast<size_t>(kSampleRows) * RowBytes();
     RETURN_IF_RUNTIME_ERROR(
         cudaMemcpyAsync(download_.data(), static_cast<std::byte*>(scratch_.out) + row * static_cast<int64_t>(RowBytes()),
                         bytes, cudaMemcpyDeviceToHost, plans_.library_.stream),
@@ -279,6 +280,7 @@ class GemmPlans::Selection {
   int64_t SizeOf(uint64_t bits) const {
     int64_t total = 0;
     for (const auto& [index, candidates] : candidates_) {
+      if (IsOptional(index)) continue;
       const auto members = std::count_if(candidates.begin(), candidates.end(),
                                          [bits](const Candidate& c) { return c.bits == bits; });
       if (members == 0) return 0;
@@ -289,7 +291,7 @@ class GemmPlans::Selection {
 
   absl::Status Decide() {
     std::set<uint64_t> classes;
-    for (const Candidate& candidate : candidates_.at(0)) classes.insert(candidate.bits);
+    for (const Candidate& candidate : candidates_.rbegin()->second) classes.insert(candidate.bits);
     // The largest class, not the fastest: the choice must be the same at the next start.
     int64_t largest = 0;
     for (const uint64_t bits : classes) {
@@ -301,11 +303,24 @@ class GemmPlans::Selection {
     if (largest == 0) {
       return absl::FailedPreconditionError(absl::StrCat(
           "cuBLASLt has no algorithms that give a row of ", plans_.shape_.k, " x ", plans_.shape_.n,
-          " weights the same bits at every number of rows up to ", plans_.limits_.rows_max));
+          " weights the same bits at every number of rows up to ", rows_max()));
     }
-    for (auto& [index, candidates] : candidates_) {
-      plans_.plans_[index].algorithm = Best(index, plans_.class_id_)->algorithm;
+    return Keep();
+  }
+
+  // Keeps the best of the class for each row count; drops those that more rows are as fast for.
+  absl::Status Keep() {
+    std::vector<Plan> kept;
+    float next_milliseconds = 0.0f;
+    for (size_t index = plans_.plans_.size(); index-- > 0;) {
+      const Candidate* best = Best(index, plans_.class_id_);
+      if (IsOptional(index) && (best == nullptr || best->milliseconds >= next_milliseconds)) continue;
+      plans_.plans_[index].algorithm = best->algorithm;
+      next_milliseconds = best->milliseconds;
+      kept.push_back(std::move(plans_.plans_[index]));
     }
+    std::reverse(kept.begin(), kept.end());
+    plans_.plans_ = std::move(kept);
     return absl::OkStatus();
   }
 
@@ -320,17 +335,18 @@ class GemmPlans::Selection {
 };
 
 absl::StatusOr<GemmPlans> GemmPlans::Create(const Library& library, const GemmShape& shape,
-                                            const Limits& limits, const GemmOperands& scratch,
+                                            int64_t rows_max, const GemmOperands& scratch,
                                             const std::vector<const __nv_bfloat16*>& layers) {
   GemmPlans plans;
   plans.library_ = library;
   plans.shape_ = shape;
-  plans.limits_ = limits;
   ASSIGN_OR_RETURN(plans.w_, plans.MakeLayout(CUDA_R_16BF, shape.k, shape.n));
   const cudaDataType_t out_type =
       shape.output == GemmShape::Output::kFloat ? CUDA_R_32F : CUDA_R_16BF;
-  for (int64_t rows = limits.row_multiple; rows <= limits.rows_max; rows += limits.row_multiple) {
+  const auto next = [](int64_t rows) { return rows < kRowMultiple ? 2 * rows : rows + kRowMultiple; };
+  for (int64_t rows = kSampleRows; rows <= rows_max; rows = next(rows)) {
     Plan plan;
+    plan.rows = rows;
     ASSIGN_OR_RETURN(plan.x, plans.MakeLayout(CUDA_R_16BF, shape.k, rows));
     ASSIGN_OR_RETURN(plan.out, plans.MakeLayout(out_type, shape.n, rows));
     plans.plans_.push_back(std::move(plan));

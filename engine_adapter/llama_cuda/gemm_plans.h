@@ -37,8 +37,8 @@ struct DestroyMatrixLayout {
   void operator()(cublasLtMatrixLayout_t layout) const { destroy(layout); }
 };
 
-// Rows of bf16 and device memory throughout. Rows behind the ones in use, up to the next multiple,
-// are read and written, too: they may hold anything.
+// Rows of bf16 and device memory throughout. Up to kRowMultiple rows behind the ones in use are read
+// and written, too: they may hold anything.
 struct GemmOperands {
   const __nv_bfloat16* x = nullptr;     // [rows, k]
   const __nv_bfloat16* w = nullptr;     // [n, k]
@@ -48,10 +48,8 @@ struct GemmOperands {
 
 class GemmPlans {
  public:
-  struct Limits {
-    int64_t row_multiple = 128;
-    int64_t rows_max = 0;  // a multiple of row_multiple
-  };
+  // Products have 16, 32, 64 rows, or a multiple of this: the next number that is not slower.
+  static constexpr int64_t kRowMultiple = 128;
   // What all plans of a back-end share.
   struct Library {
     const LoadedCublasLt* lt = nullptr;
@@ -62,10 +60,11 @@ class GemmPlans {
   };
 
   // Runs candidates on random rows in `scratch` (room for rows_max rows each), with the weights of
-  // all `layers`, so that weights come from memory as they do in use. Blocks.
+  // all `layers`, so that weights come from memory as they do in use. Blocks. `rows_max` is 16, or a
+  // multiple of kRowMultiple.
   // Errors: FailedPrecondition, no class of equal bits covers every row count; Internal, of cuBLASLt.
   static absl::StatusOr<GemmPlans> Create(const Library& library, const GemmShape& shape,
-                                          const Limits& limits, const GemmOperands& scratch,
+                                          int64_t rows_max, const GemmOperands& scratch,
                                           const std::vector<const __nv_bfloat16*>& layers);
 
   GemmPlans() = default;  // empty
@@ -78,6 +77,7 @@ class GemmPlans {
  private:
   using Layout = std::unique_ptr<cublasLtMatrixLayoutOpaque_t, DestroyMatrixLayout>;
   struct Plan {
+    int64_t rows = 0;
     Layout x;    // [k x rows] in cuBLAS's columns first
     Layout out;  // [n x rows]
     cublasLtMatmulAlgo_t algorithm = {};
@@ -90,9 +90,8 @@ class GemmPlans {
 
   Library library_;
   GemmShape shape_;
-  Limits limits_;
   Layout w_;                 // [k x n], used transposed
-  std::vector<Plan> plans_;  // of 1, 2, ... row_multiples
+  std::vector<Plan> plans_;  // by rows, ascending
   uint64_t class_id_ = 0;
 };
 

@@ -29,6 +29,8 @@ absl::StatusCode CodeOf(cudaError_t result) {
 
 absl::Status RuntimeStatus(cudaError_t result, std::string_view what) {
   if (result == cudaSuccess) return absl::OkStatus();
+  // An error that can be survived is forgotten here, or the next launch would report it as its own.
+  cudaGetLastError();
   return absl::Status(CodeOf(result), absl::StrCat(std::string(what), ": ", cudaGetErrorName(result),
                                                    ", ", cudaGetErrorString(result)));
 }

@@ -8,7 +8,7 @@
 
 namespace kvstore::engine {
 
-// OK for cudaSuccess. Otherwise `what` ("a page pool of 8 GiB") and the code's name:
+// OK for cudaSuccess; an error that is not sticky is cleared. Otherwise `what` ("a page pool of 8 GiB") and the code's name:
 // ResourceExhausted, out of memory; Unavailable, no device or driver; InvalidArgument, a shape that
 // a kernel does not compute; Internal, anything else.
 absl::Status RuntimeStatus(cudaError_t result, std::string_view what);

@@ -28,7 +28,6 @@ struct Params {
   int32_t box_rows;        // of a tensor copy
   int32_t row_tiles;       // of a sequence and kv head
   int32_t segments_max;    // of a sequence, kSegments only
-  int32_t num_items;       // row tiles x kv heads, kNever only
   int32_t heads_together;  // kv heads that blocks work on at a time, kNever only
   float scale_log2;        // exp2(x * scale_log2) = exp(x * scale)
 };
@@ -101,7 +100,7 @@ __device__ int TilesOf(const Params& p, const Item& item) {
   return (item.first_position + last_row / p.args.group) / kKeys + 1;
 }
 
-// The `index`-th item of this block; false behind the last. Rows with most keys come first, and
+// The `index`-th item of this block, perhaps without tiles; false behind the last. Rows with most keys come first, and
 // blocks take rounds in alternating order, so that all of them end at about the same time.
 template <typename S>
 __device__ bool FindItem(const Params& p, int index, Item* item) {
@@ -116,19 +115,24 @@ __device__ bool FindItem(const Params& p, int index, Item* item) {
     item->tile_end = min(item->tile_begin + kSegmentTiles, TilesOf<S>(p, *item));
     return item->tile_begin < item->tile_end;
   } else {
+    // A group of heads after another, so that what blocks read at a time stays in the second-level
+    // cache; each group in rounds of one item a block.
     const int blocks = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
-    const int at = index * blocks + (index % 2 == 0 ? block : blocks - 1 - block);
-    if (at >= p.num_items) return false;
+    const int rounds = (p.row_tiles * p.heads_together + blocks - 1) / blocks;
+    const int head_group = index / rounds, round = index % rounds;
+    const int first_head = head_group * p.heads_together;
+    if (first_head >= p.args.kv_heads) return false;
+    const int heads = min(p.heads_together, p.args.kv_heads - first_head);
+    const bool is_reversed = (round + head_group) % 2 == 1;
+    const int at = round * blocks + (is_reversed ? blocks - 1 - block : block);
     item->segment = 0;
     item->sequence = 0;
-    // A group of heads after another, so that what blocks read at a time stays in the second-level
-    // cache.
-    const int group_items = p.row_tiles * p.heads_together;
-    const int first_head = at / group_items * p.heads_together;
-    const int heads = min(p.heads_together, p.args.kv_heads - first_head);
-    const int in_group = at % group_items;
-    item->kv_head = first_head + in_group % heads;
-    item->row_tile = p.row_tiles - 1 - in_group / heads;
+    if (at >= p.row_tiles * heads) {  // this round has nothing for this block
+      item->tile_begin = item->tile_end = 0;
+      return true;
+    }
+    item->kv_head = first_head + at % heads;
+    item->row_tile = p.row_tiles - 1 - at / heads;
     item->first_position = p.args.first_positions[0];
     item->tile_begin = 0;
     item->tile_end = TilesOf<S>(p, *item);
@@ -550,7 +554,9 @@ struct Consumer {
   __device__ void Run() {
     if (group == 1) PassTurn();  // the first turn is that of group 0
     Item item;
-    for (int index = 0; FindItem<S>(p, index, &item); ++index) RunItem(item);
+    for (int index = 0; FindItem<S>(p, index, &item); ++index) {
+      if (item.tile_begin < item.tile_end) RunItem(item);
+    }
   }
 };
 
@@ -671,7 +677,8 @@ cudaError_t Launch(const Params& p, const KvPool& pool, int num_multiprocessors,
   if (error != cudaSuccess) return error;
   const AttentionArgs& a = p.args;
   if constexpr (!S::kSplit) {
-    const int blocks = p.num_items < num_multiprocessors ? p.num_items : num_multiprocessors;
+    const int items = p.row_tiles * a.kv_heads;
+    const int blocks = items < num_multiprocessors ? items : num_multiprocessors;
     kernel<<<blocks, S::kThreads, S::kSharedBytes, stream>>>(pool.map, p);
     return cudaGetLastError();
   } else {
@@ -743,7 +750,6 @@ cudaError_t LaunchAttention(const AttentionArgs& args, const KvPool& pool, int n
            .box_rows = args.block_tokens % kKeys == 0 ? 128 : 64,
            .row_tiles = RowTilesOf(args),
            .segments_max = is_split ? SegmentsOf(args) : 0,
-           .num_items = RowTilesOf(args) * args.kv_heads,
            .heads_together = HeadsTogether(args),
            .scale_log2 = args.scale * kLog2E};
   return args.head_dim == 64 ? LaunchFor<64>(p, pool, num_multiprocessors, is_split, stream)

@@ -186,19 +186,19 @@ __global__ void __launch_bounds__(kRowThreads) RopeAndStoreKernel(const RopeAndS
 // ---- activation
 
 __global__ void __launch_bounds__(kRowThreads) SwigluKernel(const SwigluArgs a) {
-  const int64_t vectors = a.n / kVector;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kRowThreads + threadIdx.x;
-  if (at >= a.rows * vectors) return;
-  const auto* from = reinterpret_cast<const Vector*>(a.gate_up) + at / vectors * 2 * vectors;
+  const int64_t vectors = a.n / kVector, row = blockIdx.x;
+  const int64_t at = static_cast<int64_t>(blockIdx.y) * kRowThreads + threadIdx.x;
+  if (at >= vectors) return;
+  const auto* from = reinterpret_cast<const Vector*>(a.gate_up) + row * 2 * vectors;
   float gate[kVector], up[kVector];
-  Widen(from[at % vectors], gate);
-  Widen(from[vectors + at % vectors], up);
+  Widen(from[at], gate);
+  Widen(from[vectors + at], up);
 #pragma unroll
   for (int e = 0; e < kVector; ++e) {
     const float silu = __fdividef(gate[e], __fadd_rn(1.0f, __expf(-gate[e])));
     gate[e] = __fmul_rn(silu, up[e]);
   }
-  reinterpret_cast<Vector*>(a.out)[at] = Narrow(gate);
+  reinterpret_cast<Vector*>(a.out)[row * vectors + at] = Narrow(gate);
 }
 
 // ---- arg max: a block has a row
@@ -290,9 +290,12 @@ cudaError_t LaunchRopeAndStore(const RopeAndStoreArgs& args, cudaStream_t stream
 }
 
 cudaError_t LaunchSwiglu(const SwigluArgs& args, cudaStream_t stream) {
-  const int64_t items = args.rows * args.n / kVector;
-  if (!IsVectorised(args.n) || !FitsGrid(items)) return cudaErrorInvalidValue;
-  SwigluKernel<<<BlocksFor(items), kRowThreads, 0, stream>>>(args);
+  const int blocks_a_row = BlocksFor(args.n / kVector);
+  if (!IsVectorised(args.n) || !FitsGrid(args.rows) || blocks_a_row > 65535) {
+    return cudaErrorInvalidValue;
+  }
+  const dim3 grid(static_cast<unsigned>(args.rows), static_cast<unsigned>(blocks_a_row));
+  SwigluKernel<<<grid, kRowThreads, 0, stream>>>(args);
   return cudaGetLastError();
 }
 
