@@ -57,11 +57,13 @@ __global__ void __launch_bounds__(kRowThreads) NormKernel(const NormArgs a) {
   const int vectors = static_cast<int>(a.n / kVector);
   auto* x = reinterpret_cast<Vector*>(a.x + row * a.n);
   float values[kVectors][kVector];
+  Vector weights[kVectors];  // asked for before the wait for the sum
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = i * kRowThreads + static_cast<int>(threadIdx.x);
     if (at >= vectors) break;
+    weights[i] = reinterpret_cast<const Vector*>(a.weight)[at];
     Widen(x[at], values[i]);
     if (a.y != nullptr) {
       float added[kVector];
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kRowThreads) NormKernel(const NormArgs a) {
     const int at = i * kRowThreads + static_cast<int>(threadIdx.x);
     if (at >= vectors) break;
     float weight[kVector];
-    Widen(reinterpret_cast<const Vector*>(a.weight)[at], weight);
+    Widen(weights[i], weight);
 #pragma unroll
     for (int e = 0; e < kVector; ++e) {
       weight[e] = __fmul_rn(__fmul_rn(values[i][e], factor), weight[e]);
@@ -108,79 +110,70 @@ __global__ void __launch_bounds__(kRowThreads) RopeTableKernel(const RopeTableAr
                             static_cast<float>(sin(static_cast<double>(angle))));
 }
 
-template <int kCount>
-__device__ __forceinline__ void LoadNeighbours(const __nv_bfloat16* from, float (&x)[kCount]) {
-  if constexpr (kCount == 2) {
-    const float2 pair = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(from));
-    x[0] = pair.x;
-    x[1] = pair.y;
-  } else {
-    static_assert(kCount == 1);
-    x[0] = __bfloat162float(*from);
+// RMS norm of a head that kLanes neighbouring lanes hold.
+template <int kLanes>
+__device__ __forceinline__ void NormHead(const __nv_bfloat16* weight, int lane, float epsilon,
+                                         float (&low)[kVector], float (&high)[kVector]) {
+  float squares = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    squares = __fmaf_rn(low[i], low[i], __fmaf_rn(high[i], high[i], squares));
   }
-}
-template <int kCount>
-__device__ __forceinline__ void StoreNeighbours(const float (&x)[kCount], __nv_bfloat16* to) {
-  if constexpr (kCount == 2) {
-    *reinterpret_cast<__nv_bfloat162*>(to) = __floats2bfloat162_rn(x[0], x[1]);
-  } else {
-    *to = __float2bfloat16_rn(x[0]);
+  const uint32_t group = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
+#pragma unroll
+  for (int step = kLanes / 2; step > 0; step /= 2) {
+    squares = __fadd_rn(squares, __shfl_xor_sync(group, squares, step));
+  }
+  const float mean = __fdiv_rn(squares, static_cast<float>(2 * kVector * kLanes));
+  const float factor = __frsqrt_rn(__fadd_rn(mean, epsilon));
+  float first[kVector], second[kVector];
+  Widen(reinterpret_cast<const Vector*>(weight)[lane], first);
+  Widen(reinterpret_cast<const Vector*>(weight)[kLanes + lane], second);
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    low[i] = __fmul_rn(__fmul_rn(low[i], factor), first[i]);
+    high[i] = __fmul_rn(__fmul_rn(high[i], factor), second[i]);
   }
 }
 
-// A warp has a head of a row; a lane has kPairs neighbours of the first half and the values they
-// turn with, half a head further.
+// A block has a row. kHeadDim / 16 lanes have a head: each eight neighbours of the first half, and
+// the eight values they turn with, half a head further.
 template <int kHeadDim>
 __global__ void __launch_bounds__(kRowThreads) RopeAndStoreKernel(const RopeAndStoreArgs a) {
-  constexpr int kHalf = kHeadDim / 2, kPairs = kHalf / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  constexpr int kHalf = kHeadDim / 2, kLanes = kHalf / kVector;
+  const int row = static_cast<int>(blockIdx.x);
   const int heads = a.heads + 2 * a.kv_heads;
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
-  if (at >= a.rows * heads) return;
-  const int64_t row = at / heads;
-  const int head = static_cast<int>(at % heads);
-  __nv_bfloat16* x = a.qkv + (row * heads + head) * kHeadDim + lane * kPairs;
   const int position = a.positions[row];
-
-  float low[kPairs], high[kPairs];
-  LoadNeighbours(x, low);
-  LoadNeighbours(x + kHalf, high);
-  if (head < a.heads + a.kv_heads) {
-    const __nv_bfloat16* norm = head < a.heads ? a.q_norm : a.k_norm;
-    if (norm != nullptr) {
-      float squares = 0.0f;
+  const float2* table = a.table + static_cast<int64_t>(position) * kHalf;
+  std::byte* const page =
+      a.pages[row / a.num_tokens * a.pages_stride + position / a.block_tokens];
+  for (int at = static_cast<int>(threadIdx.x); at < heads * kLanes; at += kRowThreads) {
+    const int head = at / kLanes, lane = at % kLanes;
+    __nv_bfloat16* const x = a.qkv + (static_cast<int64_t>(row) * heads + head) * kHeadDim;
+    float low[kVector], high[kVector];
+    Widen(reinterpret_cast<const Vector*>(x)[lane], low);
+    Widen(reinterpret_cast<const Vector*>(x + kHalf)[lane], high);
+    if (head < a.heads + a.kv_heads) {
+      const __nv_bfloat16* norm = head < a.heads ? a.q_norm : a.k_norm;
+      if (norm != nullptr) NormHead<kLanes>(norm, lane, a.norm_epsilon, low, high);
 #pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        squares = __fmaf_rn(low[i], low[i], __fmaf_rn(high[i], high[i], squares));
-      }
-      const float mean = __fdiv_rn(WarpSum(squares), static_cast<float>(kHeadDim));
-      const float factor = __frsqrt_rn(__fadd_rn(mean, a.norm_epsilon));
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        low[i] = __fmul_rn(__fmul_rn(low[i], factor), __bfloat162float(norm[lane * kPairs + i]));
-        high[i] = __fmul_rn(__fmul_rn(high[i], factor),
-                            __bfloat162float(norm[kHalf + lane * kPairs + i]));
+      for (int i = 0; i < kVector; ++i) {
+        const float2 turn = table[lane * kVector + i];
+        const float turned = __fmaf_rn(low[i], turn.x, -__fmul_rn(high[i], turn.y));
+        high[i] = __fmaf_rn(high[i], turn.x, __fmul_rn(low[i], turn.y));
+        low[i] = turned;
       }
     }
-#pragma unroll
-    for (int i = 0; i < kPairs; ++i) {
-      const float2 turn = a.table[static_cast<int64_t>(position) * kHalf + lane * kPairs + i];
-      const float turned = __fmaf_rn(low[i], turn.x, -__fmul_rn(high[i], turn.y));
-      high[i] = __fmaf_rn(high[i], turn.x, __fmul_rn(low[i], turn.y));
-      low[i] = turned;
+    __nv_bfloat16* to = x;
+    if (head >= a.heads) {
+      const bool is_value = head >= a.heads + a.kv_heads;
+      const int kv_head = head - a.heads - (is_value ? a.kv_heads : 0);
+      to = reinterpret_cast<__nv_bfloat16*>(page + (is_value ? a.v_offset : a.k_offset)) +
+           (static_cast<int64_t>(kv_head) * a.block_tokens + position % a.block_tokens) * kHeadDim;
     }
+    reinterpret_cast<Vector*>(to)[lane] = Narrow(low);
+    reinterpret_cast<Vector*>(to + kHalf)[lane] = Narrow(high);
   }
-  __nv_bfloat16* to = x;
-  if (head >= a.heads) {
-    const bool is_value = head >= a.heads + a.kv_heads;
-    const int kv_head = head - a.heads - (is_value ? a.kv_heads : 0);
-    std::byte* page = a.pages[row / a.num_tokens * a.pages_stride + position / a.block_tokens];
-    to = reinterpret_cast<__nv_bfloat16*>(page + (is_value ? a.v_offset : a.k_offset)) +
-         (static_cast<int64_t>(kv_head) * a.block_tokens + position % a.block_tokens) * kHeadDim +
-         lane * kPairs;
-  }
-  StoreNeighbours(low, to);
-  StoreNeighbours(high, to + kHalf);
 }
 
 // ---- activation
@@ -274,13 +267,12 @@ cudaError_t LaunchRopeTable(const RopeTableArgs& args, cudaStream_t stream) {
 }
 
 cudaError_t LaunchRopeAndStore(const RopeAndStoreArgs& args, cudaStream_t stream) {
-  const int64_t items = args.rows * (args.heads + 2 * int64_t{args.kv_heads});
   if ((args.head_dim != 64 && args.head_dim != 128) || args.heads < 1 || args.kv_heads < 1 ||
       args.num_tokens < 1 || args.rows % args.num_tokens != 0 || args.block_tokens < 1 ||
-      (args.q_norm == nullptr) != (args.k_norm == nullptr) || !FitsGrid(items)) {
+      (args.q_norm == nullptr) != (args.k_norm == nullptr) || !FitsGrid(args.rows)) {
     return cudaErrorInvalidValue;
   }
-  const auto blocks = static_cast<unsigned>((items + 7) / 8);
+  const auto blocks = static_cast<unsigned>(args.rows);
   if (args.head_dim == 64) {
     RopeAndStoreKernel<64><<<blocks, kRowThreads, 0, stream>>>(args);
   } else {
