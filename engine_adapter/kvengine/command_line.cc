@@ -97,7 +97,8 @@ void AddOutputOptions(CLI::App& app, GenerateCommand& command) {
 void CheckDevice(const GenerateCommand& command) {
   if (command.device != Device::kCuda) return;
   if (!command.store_target.empty()) {
-    throw CLI::ValidationError("--device cuda", "does not work with --store: pages of a daemon are not in device memory");
+    throw CLI::ValidationError(
+        "--device cuda", "does not work with --store: pages of a daemon are not in device memory");
   }
   if (command.kv_dtype != KvDtype::kBf16) {
     throw CLI::ValidationError("--device cuda", "keeps keys and values in bf16 only");

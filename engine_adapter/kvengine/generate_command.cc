@@ -36,8 +36,7 @@ absl::StatusOr<Engine> LoadEngine(const GenerateCommand& command) {
   ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::Read(command.model_dir));
   ASSIGN_OR_RETURN(ModelWeights opened, ModelWeights::Open(command.model_dir, config));
   auto weights = std::make_unique<ModelWeights>(std::move(opened));
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                   OpenDevice(command, config, *weights));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(command, config, *weights));
   return Engine{std::move(weights), std::move(backend), std::move(tokenizer)};
 }
 

@@ -36,10 +36,10 @@ int64_t RoundUp(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
 // What a pass tells the device, in one piece of memory there and one here.
 struct Inputs {
-  uint32_t* tokens = nullptr;          // [rows]
-  int32_t* positions = nullptr;        // [rows]
-  std::byte** read_pages = nullptr;    // [blocks]
-  std::byte** write_pages = nullptr;   // [blocks]
+  uint32_t* tokens = nullptr;         // [rows]
+  int32_t* positions = nullptr;       // [rows]
+  std::byte** read_pages = nullptr;   // [blocks]
+  std::byte** write_pages = nullptr;  // [blocks]
 };
 
 class CudaBackend final : public Backend {
@@ -177,8 +177,10 @@ absl::Status CudaBackend::AllocateWorkSpace() {
     Bf16** data;
     int64_t columns;
   };
-  const Part parts[] = {{&x_, config_.hidden_size},          {&normed_, config_.hidden_size},
-                        {&qkv_, qkv_width()},                {&attended_, config_.query_size()},
+  const Part parts[] = {{&x_, config_.hidden_size},
+                        {&normed_, config_.hidden_size},
+                        {&qkv_, qkv_width()},
+                        {&attended_, config_.query_size()},
                         {&gate_up_, 2 * config_.intermediate_size},
                         {&activated_, config_.intermediate_size}};
   int64_t elements = 0;
@@ -233,17 +235,19 @@ absl::Status CudaBackend::AllocateInputs() {
   for (int64_t tokens = 1; tokens <= std::min<int64_t>(pass_tokens_max_, 2048); ++tokens) {
     const kernels::AttentionArgs args{
         .num_tokens = static_cast<int32_t>(tokens),
-        .keys_max = static_cast<int32_t>(RoundUp(config_.max_positions, 2 * kernels::kAttentionSegmentKeys)),
+        .keys_max = static_cast<int32_t>(
+            RoundUp(config_.max_positions, 2 * kernels::kAttentionSegmentKeys)),
         .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
         .group = static_cast<int32_t>(config_.num_heads / config_.num_kv_heads),
         .head_dim = static_cast<int32_t>(config_.head_dim),
         .block_tokens = static_cast<int32_t>(layout_.block_tokens),
         .scale = 1.0f};
-    attention_bytes = std::max(attention_bytes,
-                               kernels::AttentionWorkspaceBytes(args, multiprocessors_,
-                                                                kernels::AttentionSplit::kAuto));
+    attention_bytes = std::max(
+        attention_bytes,
+        kernels::AttentionWorkspaceBytes(args, multiprocessors_, kernels::AttentionSplit::kAuto));
   }
-  ASSIGN_OR_RETURN(attention_memory_, DeviceMemory::Allocate(std::max<size_t>(attention_bytes, 256)));
+  ASSIGN_OR_RETURN(attention_memory_,
+                   DeviceMemory::Allocate(std::max<size_t>(attention_bytes, 256)));
   return absl::OkStatus();
 }
 
@@ -266,27 +270,30 @@ absl::Status CudaBackend::MakePlans() {
   }
   const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
   using Output = GemmShape::Output;
-  ASSIGN_OR_RETURN(qkv_plans_,
-                   GemmPlans::Create(library_,
-                                     {.n = qkv_width(), .k = hidden, .has_bias = config_.has_qkv_bias},
-                                     rows_max_,
-                                     {.x = normed_, .bias = weights_.layers()[0].qkv_bias, .out = qkv_},
-                                     qkv));
-  ASSIGN_OR_RETURN(o_plans_, GemmPlans::Create(library_,
-                                               {.n = hidden, .k = config_.query_size(), .output = Output::kBf16AddedTo},
-                                               rows_max_, {.x = attended_, .out = x_}, o));
-  ASSIGN_OR_RETURN(gate_up_plans_, GemmPlans::Create(library_, {.n = 2 * inner, .k = hidden}, rows_max_,
-                                                     {.x = normed_, .out = gate_up_}, gate_up));
-  ASSIGN_OR_RETURN(down_plans_, GemmPlans::Create(library_,
-                                                  {.n = hidden, .k = inner, .output = Output::kBf16AddedTo},
-                                                  rows_max_, {.x = activated_, .out = x_}, down));
-  ASSIGN_OR_RETURN(logits_plans_,
-                   GemmPlans::Create(library_,
-                                     {.n = config_.vocab_size, .k = hidden, .output = Output::kFloat},
-                                     kLogitRows,
-                                     {.x = normed_, .out = logits_}, {weights_.lm_head()}));
+  ASSIGN_OR_RETURN(
+      qkv_plans_,
+      GemmPlans::Create(library_, {.n = qkv_width(), .k = hidden, .has_bias = config_.has_qkv_bias},
+                        rows_max_,
+                        {.x = normed_, .bias = weights_.layers()[0].qkv_bias, .out = qkv_}, qkv));
+  ASSIGN_OR_RETURN(
+      o_plans_,
+      GemmPlans::Create(library_,
+                        {.n = hidden, .k = config_.query_size(), .output = Output::kBf16AddedTo},
+                        rows_max_, {.x = attended_, .out = x_}, o));
+  ASSIGN_OR_RETURN(gate_up_plans_,
+                   GemmPlans::Create(library_, {.n = 2 * inner, .k = hidden}, rows_max_,
+                                     {.x = normed_, .out = gate_up_}, gate_up));
+  ASSIGN_OR_RETURN(
+      down_plans_,
+      GemmPlans::Create(library_, {.n = hidden, .k = inner, .output = Output::kBf16AddedTo},
+                        rows_max_, {.x = activated_, .out = x_}, down));
+  ASSIGN_OR_RETURN(
+      logits_plans_,
+      GemmPlans::Create(library_, {.n = config_.vocab_size, .k = hidden, .output = Output::kFloat},
+                        kLogitRows, {.x = normed_, .out = logits_}, {weights_.lm_head()}));
   uint64_t id = 0;
-  for (const GemmPlans* plans : {&qkv_plans_, &o_plans_, &gate_up_plans_, &down_plans_, &logits_plans_}) {
+  for (const GemmPlans* plans :
+       {&qkv_plans_, &o_plans_, &gate_up_plans_, &down_plans_, &logits_plans_}) {
     id = (id ^ plans->class_id()) * 0x9e3779b97f4a7c15u;
   }
   numerics_class_ = absl::StrCat("cuda-sm90-attn", kernels::kAttentionTileKeys, "x",
@@ -299,10 +306,11 @@ absl::Status CudaBackend::Upload(const ForwardPass& pass) {
   const size_t rows = pass.token_ids.size();
   std::copy(pass.token_ids.begin(), pass.token_ids.end(), host_inputs_.tokens);
   for (size_t row = 0; row < rows; ++row) {
-    host_inputs_.positions[row] = static_cast<int32_t>(pass.first_position + static_cast<int64_t>(row));
+    host_inputs_.positions[row] =
+        static_cast<int32_t>(pass.first_position + static_cast<int64_t>(row));
   }
-  const auto blocks = static_cast<size_t>(
-      layout_.BlocksOf(pass.first_position + static_cast<int64_t>(rows)));
+  const auto blocks =
+      static_cast<size_t>(layout_.BlocksOf(pass.first_position + static_cast<int64_t>(rows)));
   for (size_t block = 0; block < blocks; ++block) {
     host_inputs_.read_pages[block] = const_cast<std::byte*>(pass.read_pages[block]);
     host_inputs_.write_pages[block] = pass.write_pages[block];
@@ -383,7 +391,8 @@ absl::Status CudaBackend::FeedForward(const CudaLayerWeights& weights, int64_t r
   RETURN_IF_ERROR(gate_up_plans_.Run(
       rows, {.x = normed_ + row * hidden, .w = weights.gate_up, .out = gate_up_}, stream_));
   RETURN_IF_RUNTIME_ERROR(
-      kernels::LaunchSwiglu({.gate_up = gate_up_, .out = activated_, .rows = rows, .n = inner}, stream_),
+      kernels::LaunchSwiglu({.gate_up = gate_up_, .out = activated_, .rows = rows, .n = inner},
+                            stream_),
       "activation");
   return down_plans_.Run(rows, {.x = activated_, .w = weights.down, .out = x_ + row * hidden},
                          stream_);
@@ -430,11 +439,10 @@ absl::Status CudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max) {
   RETURN_IF_ERROR(Norm(weights_.final_norm(), rows - 1, 1));
   RETURN_IF_ERROR(logits_plans_.Run(
       1, {.x = normed_ + (rows - 1) * hidden, .w = weights_.lm_head(), .out = logits_}, stream_));
-  RETURN_IF_RUNTIME_ERROR(
-      cudaMemcpyAsync(host_logits_memory_.data(), logits_,
-                      static_cast<size_t>(config_.vocab_size) * sizeof(float),
-                      cudaMemcpyDeviceToHost, stream_),
-      "logits");
+  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(host_logits_memory_.data(), logits_,
+                                          static_cast<size_t>(config_.vocab_size) * sizeof(float),
+                                          cudaMemcpyDeviceToHost, stream_),
+                          "logits");
   return absl::OkStatus();
 }
 
@@ -468,7 +476,8 @@ absl::Status CudaBackend::Forward(const ForwardPass& pass) {
   if (rows == 1 && !pass.logits.empty() && !pass.layer_gate) {
     int64_t keys_max = kernels::kAttentionSegmentKeys;
     while (keys_max < keys) keys_max *= 2;
-    status = Replay(pass, std::min(keys_max, RoundUp(config_.max_positions, kernels::kAttentionSegmentKeys)));
+    status = Replay(
+        pass, std::min(keys_max, RoundUp(config_.max_positions, kernels::kAttentionSegmentKeys)));
   } else {
     status = Enqueue(pass, keys);
   }
@@ -480,7 +489,8 @@ absl::Status CudaBackend::Forward(const ForwardPass& pass) {
     std::memcpy(pass.logits.data(), host_logits_memory_.data(), pass.logits.size_bytes());
   }
   if (pass.timeline != nullptr) {
-    pass.timeline->Add(Timeline::Track::kCompute, "pass", pass.first_position, begin, Timeline::Now());
+    pass.timeline->Add(Timeline::Track::kCompute, "pass", pass.first_position, begin,
+                       Timeline::Now());
   }
   return absl::OkStatus();
 }
@@ -496,19 +506,20 @@ absl::Status CheckOptions(const ModelConfig& config, const CudaBackendOptions& o
         absl::StrCat("pool_tokens is ", options.pool_tokens, "; valid is 0 or more"));
   }
   if (options.block_tokens < 64 || options.block_tokens % 64 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "block_tokens is ", options.block_tokens, "; the CUDA back-end needs a multiple of 64"));
+    return absl::InvalidArgumentError(absl::StrCat("block_tokens is ", options.block_tokens,
+                                                   "; the CUDA back-end needs a multiple of 64"));
   }
   if (config.head_dim != 64 && config.head_dim != 128) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "head_dim is ", config.head_dim, "; the CUDA back-end computes 64 and 128"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("head_dim is ", config.head_dim, "; the CUDA back-end computes 64 and 128"));
   }
-  if (config.hidden_size % 8 != 0 || config.intermediate_size % 8 != 0 || config.vocab_size % 8 != 0 ||
-      config.hidden_size > kernels::kNormWidthMax) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "hidden_size ", config.hidden_size, ", intermediate_size ", config.intermediate_size,
-        ", vocab_size ", config.vocab_size, ": the CUDA back-end needs multiples of 8, and a hidden_size of at most ",
-        kernels::kNormWidthMax));
+  if (config.hidden_size % 8 != 0 || config.intermediate_size % 8 != 0 ||
+      config.vocab_size % 8 != 0 || config.hidden_size > kernels::kNormWidthMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("hidden_size ", config.hidden_size, ", intermediate_size ",
+                     config.intermediate_size, ", vocab_size ", config.vocab_size,
+                     ": the CUDA back-end needs multiples of 8, and a hidden_size of at most ",
+                     kernels::kNormWidthMax));
   }
   return absl::OkStatus();
 }

@@ -37,8 +37,8 @@ struct LoadedModel {
     weights = std::make_unique<ModelWeights>(*std::move(opened));
   }
   std::unique_ptr<Backend> OnDevice(int64_t pass_tokens_max) const {
-    auto backend = CreateCudaBackend(config, *weights,
-                                     {.block_tokens = kBlockTokens, .pass_tokens_max = pass_tokens_max});
+    auto backend = CreateCudaBackend(
+        config, *weights, {.block_tokens = kBlockTokens, .pass_tokens_max = pass_tokens_max});
     EXPECT_TRUE(backend.ok()) << backend.status();
     return backend.ok() ? *std::move(backend) : nullptr;
   }
@@ -60,8 +60,9 @@ class DeviceCache final : public PrefixCache {
       auto page = backend.page_memory().Allocate(PageMemory::Fill::kNan);
       EXPECT_TRUE(page.ok()) << page.status();
       EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-      EXPECT_EQ(cudaMemcpy(page->get(), stored.at(block).data(), page_bytes_, cudaMemcpyHostToDevice),
-                cudaSuccess);
+      EXPECT_EQ(
+          cudaMemcpy(page->get(), stored.at(block).data(), page_bytes_, cudaMemcpyHostToDevice),
+          cudaSuccess);
       loaded_.push_back(*std::move(page));
     }
   }
@@ -155,7 +156,8 @@ class CudaBackendTest : public testing::Test {
  protected:
   void SetUp() override {
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "no CUDA device";
     cudaDeviceProp properties;
     ASSERT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
     if (properties.major != 9) GTEST_SKIP() << "no device of compute capability 9.0";
@@ -164,7 +166,8 @@ class CudaBackendTest : public testing::Test {
 
 // Weights are bf16 on both sides; the device rounds activations to bf16 and the CPU does not.
 TEST_F(CudaBackendTest, LogitsAreNearThoseOfTheCpu) {
-  for (const RandomModel& shape : {Model("llama", 128, 8), Model("qwen2", 64, 14), Model("qwen3", 128, 2)}) {
+  for (const RandomModel& shape :
+       {Model("llama", 128, 8), Model("qwen2", 64, 14), Model("qwen3", 128, 2)}) {
     SCOPED_TRACE(shape.family);
     const LoadedModel model(shape);
     const auto device = model.OnDevice(1024);
@@ -205,10 +208,12 @@ TEST_F(CudaBackendTest, BytesAndLogitsDoNotDependOnHowMuchIsReusedOrHowPassesAre
       for (int64_t hit = 0; hit <= 21; hit += pass_tokens == 2048 ? 1 : 7) {
         DeviceCache cache(*backend, pages, hit);
         const Outcome outcome = RunGenerate(*backend, cache, request);
-        EXPECT_TRUE(SameBits(outcome.logits, cold.logits)) << "pass " << pass_tokens << ", hit " << hit;
+        EXPECT_TRUE(SameBits(outcome.logits, cold.logits))
+            << "pass " << pass_tokens << ", hit " << hit;
         EXPECT_EQ(outcome.result.output_ids, cold.result.output_ids);
         for (const auto& [block, bytes] : cache.published_) {
-          EXPECT_TRUE(bytes == pages.at(block)) << "pass " << pass_tokens << ", hit " << hit << ", block " << block;
+          EXPECT_TRUE(bytes == pages.at(block))
+              << "pass " << pass_tokens << ", hit " << hit << ", block " << block;
         }
         for (int64_t block = 0; block < hit; ++block) {
           EXPECT_TRUE(cache.loaded_bytes_[static_cast<size_t>(block)] == pages.at(block)) << block;
@@ -256,12 +261,14 @@ TEST_F(CudaBackendTest, RefusesWhatItCannotDo) {
 
 TEST_F(CudaBackendTest, AFullPoolIsAnErrorOfTheRequest) {
   const LoadedModel model(Model("llama", 128, 8));
-  auto backend = CreateCudaBackend(model.config, *model.weights,
-                                   {.block_tokens = 64, .pass_tokens_max = 128, .pool_tokens = 256});
+  auto backend =
+      CreateCudaBackend(model.config, *model.weights,
+                        {.block_tokens = 64, .pass_tokens_max = 128, .pool_tokens = 256});
   ASSERT_TRUE(backend.ok()) << backend.status();
   GenerateRequest request{.prompt_ids = RandomTokens(1000, 1000), .max_tokens = 1};
   PrivatePages pages((*backend)->page_memory());
-  EXPECT_EQ(Generate(**backend, pages, request, {}).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Generate(**backend, pages, request, {}).status().code(),
+            absl::StatusCode::kResourceExhausted);
   request.prompt_ids.resize(200);
   PrivatePages fewer((*backend)->page_memory());
   EXPECT_TRUE(Generate(**backend, fewer, request, {}).ok());

@@ -46,8 +46,8 @@ class Bench {
     RETURN_IF_ERROR(table_.Extend(pages_, end));
     while (begin < end) {
       const int64_t pass_end = std::min(end, begin + backend_.pass_tokens_max());
-      ForwardPass pass{.token_ids = std::span(tokens_).subspan(static_cast<size_t>(begin),
-                                                               static_cast<size_t>(pass_end - begin)),
+      ForwardPass pass{.token_ids = std::span(tokens_).subspan(
+                           static_cast<size_t>(begin), static_cast<size_t>(pass_end - begin)),
                        .first_position = begin,
                        .read_pages = table_.read_pages(),
                        .write_pages = table_.write_pages()};
@@ -64,13 +64,15 @@ class Bench {
     for (int repeat = -1; repeat < repeats; ++repeat) {
       const auto start = std::chrono::steady_clock::now();
       RETURN_IF_ERROR(Compute(begin, end));
-      const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+      const std::chrono::duration<double, std::milli> took =
+          std::chrono::steady_clock::now() - start;
       if (repeat >= 0) milliseconds.push_back(took.count());
     }
     std::sort(milliseconds.begin(), milliseconds.end());
     std::printf("%-7s %6lld + %5lld tokens  %9.2f ms (%.2f to %.2f, %d runs)\n", name,
                 static_cast<long long>(begin), static_cast<long long>(end - begin),
-                milliseconds[milliseconds.size() / 2], milliseconds.front(), milliseconds.back(), repeats);
+                milliseconds[milliseconds.size() / 2], milliseconds.front(), milliseconds.back(),
+                repeats);
     std::fflush(stdout);
     return absl::OkStatus();
   }
@@ -87,11 +89,12 @@ absl::Status Run(const Options& options) {
   ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(options.model_dir));
   ASSIGN_OR_RETURN(const ModelWeights weights, ModelWeights::Open(options.model_dir, config));
   const auto start = std::chrono::steady_clock::now();
-  ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
-                   CreateCudaBackend(config, weights, {.pass_tokens_max = options.pass_tokens_max}));
+  ASSIGN_OR_RETURN(
+      const std::unique_ptr<Backend> backend,
+      CreateCudaBackend(config, weights, {.pass_tokens_max = options.pass_tokens_max}));
   const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-  const int64_t tokens_max = std::max<int64_t>(
-      *std::max_element(options.tokens.begin(), options.tokens.end()) + 64, 2049);
+  const int64_t tokens_max =
+      std::max<int64_t>(*std::max_element(options.tokens.begin(), options.tokens.end()) + 64, 2049);
   ASSIGN_OR_RETURN(PageTable table,
                    PageTable::Create(backend->kv_layout(), tokens_max, backend->page_memory()));
   std::printf("%s, %s, started in %.1f s\n", std::string(backend->device_name()).c_str(),

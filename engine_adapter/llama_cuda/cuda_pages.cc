@@ -35,9 +35,9 @@ absl::StatusOr<PageMemory::Page> CudaPages::Allocate(Fill fill) {
   Page page(free_.back(), Return(this));
   free_.pop_back();
   if (fill == Fill::kNan) {
-    RETURN_IF_RUNTIME_ERROR(cudaMemsetAsync(page.get(), 0xff,
-                                            static_cast<size_t>(layout_.page_bytes()), stream_),
-                            "a new KV page");
+    RETURN_IF_RUNTIME_ERROR(
+        cudaMemsetAsync(page.get(), 0xff, static_cast<size_t>(layout_.page_bytes()), stream_),
+        "a new KV page");
   }
   return page;
 }

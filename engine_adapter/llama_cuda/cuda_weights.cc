@@ -73,7 +73,8 @@ CudaLayerWeights AddLayer(const LayerWeights& from, Uploader& to) {
   CudaLayerWeights layer;
   layer.input_norm = to.Add({&from.input_norm});
   layer.qkv = to.Add({&from.q_proj, &from.k_proj, &from.v_proj});
-  if (from.q_bias.has_value()) layer.qkv_bias = to.Add({&*from.q_bias, &*from.k_bias, &*from.v_bias});
+  if (from.q_bias.has_value())
+    layer.qkv_bias = to.Add({&*from.q_bias, &*from.k_bias, &*from.v_bias});
   layer.q_norm = to.AddOptional(from.q_norm);
   layer.k_norm = to.AddOptional(from.k_norm);
   layer.o = to.Add({&from.o_proj});
@@ -89,7 +90,8 @@ absl::StatusOr<CudaWeights> CudaWeights::Upload(const ModelWeights& weights) {
   CudaWeights device;
   const auto add_all = [&](Uploader& to) {
     device.layers_.clear();
-    for (const LayerWeights& layer : weights.layers()) device.layers_.push_back(AddLayer(layer, to));
+    for (const LayerWeights& layer : weights.layers())
+      device.layers_.push_back(AddLayer(layer, to));
     device.embedding_ = to.Add({&weights.embedding()});
     device.final_norm_ = to.Add({&weights.final_norm()});
     const bool is_tied = weights.lm_head().address == weights.embedding().address;

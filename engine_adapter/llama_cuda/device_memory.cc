@@ -14,9 +14,9 @@ absl::StatusOr<DeviceMemory> DeviceMemory::Allocate(size_t num_bytes) {
     cudaGetLastError();  // not sticky: later calls shall not see it
     size_t free_bytes = 0, total_bytes = 0;
     cudaMemGetInfo(&free_bytes, &total_bytes);
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the device has ", free_bytes >> 20, " of ", total_bytes >> 20,
-                     " MiB free; ", (num_bytes >> 20) + 1, " MiB are needed"));
+    return absl::ResourceExhaustedError(absl::StrCat("the device has ", free_bytes >> 20, " of ",
+                                                     total_bytes >> 20, " MiB free; ",
+                                                     (num_bytes >> 20) + 1, " MiB are needed"));
   }
   RETURN_IF_RUNTIME_ERROR(result, "allocation of device memory");
   DeviceMemory allocated;

@@ -55,10 +55,10 @@ std::vector<__nv_bfloat16> RandomRows(int64_t columns, uint64_t seed) {
 absl::StatusOr<GemmPlans::Layout> GemmPlans::MakeLayout(cudaDataType_t type, int64_t rows,
                                                         int64_t columns) const {
   cublasLtMatrixLayout_t layout = nullptr;
-  RETURN_IF_ERROR(LtStatus(
-      library_.lt->MatrixLayoutCreate(&layout, type, static_cast<uint64_t>(rows),
-                                      static_cast<uint64_t>(columns), rows),
-      "matrix layout"));
+  RETURN_IF_ERROR(
+      LtStatus(library_.lt->MatrixLayoutCreate(&layout, type, static_cast<uint64_t>(rows),
+                                               static_cast<uint64_t>(columns), rows),
+               "matrix layout"));
   return Layout(layout, {library_.lt->MatrixLayoutDestroy});
 }
 
@@ -67,7 +67,8 @@ namespace {
 // What a product computes: bf16 with float32 sums, weights transposed, bias where there is one.
 class Description {
  public:
-  Description(const LoadedCublasLt& lt, const GemmShape& shape, const __nv_bfloat16* bias) : lt_(lt) {
+  Description(const LoadedCublasLt& lt, const GemmShape& shape, const __nv_bfloat16* bias)
+      : lt_(lt) {
     result_ = LtStatus(lt.MatmulDescCreate(&description_, CUBLAS_COMPUTE_32F, CUDA_R_32F),
                        "product description");
     const cublasOperation_t transposed = CUBLAS_OP_T;
@@ -89,8 +90,8 @@ class Description {
   template <typename Value>
   void Set(cublasLtMatmulDescAttributes_t attribute, const Value& value) {
     if (!result_.ok()) return;
-    result_ = LtStatus(
-        lt_.MatmulDescSetAttribute(description_, attribute, &value, sizeof(value)), "attribute");
+    result_ = LtStatus(lt_.MatmulDescSetAttribute(description_, attribute, &value, sizeof(value)),
+                       "attribute");
   }
 
   const LoadedCublasLt& lt_;
@@ -106,8 +107,8 @@ absl::Status GemmPlans::Multiply(const Plan& plan, const cublasLtMatmulAlgo_t& a
   RETURN_IF_ERROR(description.status());
   const float one = 1.0f;
   const float added = shape_.output == GemmShape::Output::kBf16AddedTo ? 1.0f : 0.0f;
-  return LtStatus(library_.lt->Matmul(library_.handle, description.get(), &one, operands.w, w_.get(),
-                                      operands.x, plan.x.get(), &added, operands.out,
+  return LtStatus(library_.lt->Matmul(library_.handle, description.get(), &one, operands.w,
+                                      w_.get(), operands.x, plan.x.get(), &added, operands.out,
                                       plan.out.get(), operands.out, plan.out.get(), &algorithm,
                                       library_.workspace, library_.workspace_bytes, stream),
                   "product");
@@ -131,7 +132,8 @@ class GemmPlans::Selection {
 
   absl::Status Choose() {
     RETURN_IF_ERROR(FillInput());
-    const auto sample = static_cast<size_t>(kSampleRows * plans_.shape_.n * OutputBytes(plans_.shape_));
+    const auto sample =
+        static_cast<size_t>(kSampleRows * plans_.shape_.n * OutputBytes(plans_.shape_));
     ASSIGN_OR_RETURN(download_, PinnedMemory::Allocate(sample));
     for (size_t i = 0; i < plans_.plans_.size(); ++i) RETURN_IF_ERROR(TryAll(i));
     return Decide();
@@ -173,8 +175,7 @@ class GemmPlans::Selection {
 
   absl::Status FillInput() {
     input_ = RandomRows(plans_.shape_.k, 1);
-    return Repeat(input_, plans_.shape_.k, rows_max(),
-                  const_cast<__nv_bfloat16*>(scratch_.x));
+    return Repeat(input_, plans_.shape_.k, rows_max(), const_cast<__nv_bfloat16*>(scratch_.x));
   }
 
   absl::Status TryAll(size_t index) {
@@ -201,9 +202,9 @@ class GemmPlans::Selection {
     lt.MatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                                     &plans_.library_.workspace_bytes, sizeof(size_t));
     const uint32_t alignment = 16;  // rows of activations start anywhere
-    for (const auto operand : {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                               CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+    for (const auto operand :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
       lt.MatmulPreferenceSetAttribute(preference, operand, &alignment, sizeof(alignment));
     }
     cublasLtMatmulHeuristicResult_t results[kCandidatesMax];
@@ -214,7 +215,8 @@ class GemmPlans::Selection {
     lt.MatmulPreferenceDestroy(preference);
     RETURN_IF_ERROR(LtStatus(status, "candidates"));
     for (int i = 0; i < found; ++i) {
-      if (results[i].state == CUBLAS_STATUS_SUCCESS) candidates.push_back({.algorithm = results[i].algo});
+      if (results[i].state == CUBLAS_STATUS_SUCCESS)
+        candidates.push_back({.algorithm = results[i].algo});
     }
     return absl::OkStatus();
   }
@@ -238,10 +240,11 @@ class GemmPlans::Selection {
 
   absl::StatusOr<uint64_t> HashRows(int64_t row) {
     const size_t bytes = static_cast<size_t>(kSampleRows) * RowBytes();
-    RETURN_IF_RUNTIME_ERROR(
-        cudaMemcpyAsync(download_.data(), static_cast<std::byte*>(scratch_.out) + row * static_cast<int64_t>(RowBytes()),
-                        bytes, cudaMemcpyDeviceToHost, plans_.library_.stream),
-        "check of products");
+    RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(download_.data(),
+                                            static_cast<std::byte*>(scratch_.out) +
+                                                row * static_cast<int64_t>(RowBytes()),
+                                            bytes, cudaMemcpyDeviceToHost, plans_.library_.stream),
+                            "check of products");
     RETURN_IF_RUNTIME_ERROR(cudaStreamSynchronize(plans_.library_.stream), "check of products");
     return Hash(download_.data(), bytes, 0);
   }
@@ -314,7 +317,8 @@ class GemmPlans::Selection {
     float next_milliseconds = 0.0f;
     for (size_t index = plans_.plans_.size(); index-- > 0;) {
       const Candidate* best = Best(index, plans_.class_id_);
-      if (IsOptional(index) && (best == nullptr || best->milliseconds >= next_milliseconds)) continue;
+      if (IsOptional(index) && (best == nullptr || best->milliseconds >= next_milliseconds))
+        continue;
       plans_.plans_[index].algorithm = best->algorithm;
       next_milliseconds = best->milliseconds;
       kept.push_back(std::move(plans_.plans_[index]));
@@ -343,7 +347,9 @@ absl::StatusOr<GemmPlans> GemmPlans::Create(const Library& library, const GemmSh
   ASSIGN_OR_RETURN(plans.w_, plans.MakeLayout(CUDA_R_16BF, shape.k, shape.n));
   const cudaDataType_t out_type =
       shape.output == GemmShape::Output::kFloat ? CUDA_R_32F : CUDA_R_16BF;
-  const auto next = [](int64_t rows) { return rows < kRowMultiple ? 2 * rows : rows + kRowMultiple; };
+  const auto next = [](int64_t rows) {
+    return rows < kRowMultiple ? 2 * rows : rows + kRowMultiple;
+  };
   for (int64_t rows = kSampleRows; rows <= rows_max; rows = next(rows)) {
     Plan plan;
     plan.rows = rows;

@@ -31,8 +31,9 @@ absl::Status RuntimeStatus(cudaError_t result, std::string_view what) {
   if (result == cudaSuccess) return absl::OkStatus();
   // An error that can be survived is forgotten here, or the next launch would report it as its own.
   cudaGetLastError();
-  return absl::Status(CodeOf(result), absl::StrCat(std::string(what), ": ", cudaGetErrorName(result),
-                                                   ", ", cudaGetErrorString(result)));
+  return absl::Status(CodeOf(result),
+                      absl::StrCat(std::string(what), ": ", cudaGetErrorName(result), ", ",
+                                   cudaGetErrorString(result)));
 }
 
 }  // namespace kvstore::engine

@@ -16,10 +16,10 @@ absl::Status RuntimeStatus(cudaError_t result, std::string_view what);
 }  // namespace kvstore::engine
 
 // In functions that return a Status or StatusOr.
-#define RETURN_IF_RUNTIME_ERROR(call, what)                            \
-  do {                                                                 \
-    const cudaError_t result_of_call_ = (call);                        \
-    if (result_of_call_ != cudaSuccess) {                              \
-      return ::kvstore::engine::RuntimeStatus(result_of_call_, what);  \
-    }                                                                  \
+#define RETURN_IF_RUNTIME_ERROR(call, what)                           \
+  do {                                                                \
+    const cudaError_t result_of_call_ = (call);                       \
+    if (result_of_call_ != cudaSuccess) {                             \
+      return ::kvstore::engine::RuntimeStatus(result_of_call_, what); \
+    }                                                                 \
   } while (false)

@@ -153,8 +153,9 @@ struct Producer {
                            uint32_t barrier) const {
     const AttentionArgs& a = p.args;
     const int keys_end = item.first_position + a.num_tokens;
-    const int boxes = min(kKeys, (keys_end - tile * kKeys + p.box_rows - 1) / p.box_rows * p.box_rows) /
-                      p.box_rows;
+    const int boxes =
+        min(kKeys, (keys_end - tile * kKeys + p.box_rows - 1) / p.box_rows * p.box_rows) /
+        p.box_rows;
     hopper::BarrierExpect(barrier, boxes * p.box_rows * S::kHeadDim * 2);
     for (int box = 0; box < boxes; ++box) {
       const int token = tile * kKeys + box * p.box_rows;
@@ -237,7 +238,7 @@ __device__ __forceinline__ float FoldValue(float before, float segment, FoldFact
 
 template <typename S>
 struct Consumer {
-  static constexpr int kScores = kKeys / 2;        // registers: 64 rows x keys / 128 threads
+  static constexpr int kScores = kKeys / 2;  // registers: 64 rows x keys / 128 threads
   static constexpr int kOutputs = S::kHeadDim / 2;
   static constexpr int kDepth = S::kHeadDim / 16;  // steps of the first product
 
@@ -245,7 +246,7 @@ struct Consumer {
   Ring<S> ring;
   std::byte* shared;  // generic address of the ring's base
   int group;
-  int thread;         // in its warpgroup
+  int thread;  // in its warpgroup
   Turn<S> turn;
 
   float scores[kScores];
@@ -299,10 +300,9 @@ struct Consumer {
 #pragma unroll
     for (int step = 0; step < kDepth; ++step) {
       const uint32_t in_row = step % 4 * 32;
-      hopper::Product(scores,
-                      hopper::Operand(ring.Query(group) + step / 4 * (64 * 128) + in_row, 16, 1024),
-                      hopper::Operand(ring.Key(stage) + step / 4 * (kKeys * 128) + in_row, 16, 1024),
-                      step > 0);
+      hopper::Product(
+          scores, hopper::Operand(ring.Query(group) + step / 4 * (64 * 128) + in_row, 16, 1024),
+          hopper::Operand(ring.Key(stage) + step / 4 * (kKeys * 128) + in_row, 16, 1024), step > 0);
     }
     hopper::ProductCommit();
   }
@@ -313,9 +313,10 @@ struct Consumer {
     hopper::ProductFence();
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
-      hopper::ProductTransposed(output, weights + 4 * step,
-                                hopper::Operand(ring.Value(stage) + step * (16 * 128), kKeys * 128, 1024),
-                                step > 0 || !begins_segment);
+      hopper::ProductTransposed(
+          output, weights + 4 * step,
+          hopper::Operand(ring.Value(stage) + step * (16 * 128), kKeys * 128, 1024),
+          step > 0 || !begins_segment);
     }
     hopper::ProductCommit();
   }
@@ -390,7 +391,8 @@ struct Consumer {
       if (is_last) return;
 #pragma unroll
       for (int n = 0; n < kOutputs / 4; ++n) {
-        *FoldAt(n) = make_float4(output[4 * n], output[4 * n + 1], output[4 * n + 2], output[4 * n + 3]);
+        *FoldAt(n) =
+            make_float4(output[4 * n], output[4 * n + 1], output[4 * n + 2], output[4 * n + 3]);
       }
       return;
     }
@@ -502,7 +504,8 @@ struct Consumer {
   __device__ void StorePart(const Item& item) const {
     const int64_t parts = static_cast<int64_t>(gridDim.x) * gridDim.y * gridDim.z;
     const int64_t part =
-        (static_cast<int64_t>(item.sequence) * gridDim.y + blockIdx.y) * p.segments_max + item.segment;
+        (static_cast<int64_t>(item.sequence) * gridDim.y + blockIdx.y) * p.segments_max +
+        item.segment;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int64_t at = part * S::kRows + group * 64 + RowInGroup(i);
@@ -538,7 +541,8 @@ struct Consumer {
       const int at = i * kGroupThreads + thread, in_group = at / kChunks, chunk = at % kChunks;
       __nv_bfloat16* to = RowAt(item, p.args.out, p.args.out_stride, in_group);
       if (to == nullptr) continue;
-      reinterpret_cast<uint4*>(to)[chunk] = *reinterpret_cast<const uint4*>(QueryAt(in_group, chunk));
+      reinterpret_cast<uint4*>(to)[chunk] =
+          *reinterpret_cast<const uint4*>(QueryAt(in_group, chunk));
     }
   }
 
@@ -576,8 +580,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     }
   } else {
     if constexpr (S::kGroups == 2) hopper::TakeRegisters<232>();
-    Consumer<S> consumer{p, ring, raw + (ring.base - start), group,
-                         static_cast<int>(threadIdx.x) % kGroupThreads, {}};
+    Consumer<S> consumer{
+        p, ring, raw + (ring.base - start), group, static_cast<int>(threadIdx.x) % kGroupThreads,
+        {}};
     consumer.Run();
   }
 }
@@ -618,8 +623,9 @@ __global__ void __launch_bounds__(128) FoldKernel(const __grid_constant__ Params
     for (int i = 0; i < kValues; ++i) values[i] = FoldValue(values[i], part[i], factors);
   }
   const float factor = __frcp_rn(state.sum);
-  __nv_bfloat16* to = a.out + (static_cast<int64_t>(sequence) * a.num_tokens + at / a.group) * a.out_stride +
-                      (kv_head * a.group + at % a.group) * S::kHeadDim + lane * kValues;
+  __nv_bfloat16* to =
+      a.out + (static_cast<int64_t>(sequence) * a.num_tokens + at / a.group) * a.out_stride +
+      (kv_head * a.group + at % a.group) * S::kHeadDim + lane * kValues;
 #pragma unroll
   for (int i = 0; i < kValues; i += 2) {
     *reinterpret_cast<uint32_t*>(to + i) =
@@ -632,10 +638,10 @@ __global__ void __launch_bounds__(128) FoldKernel(const __grid_constant__ Params
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
 bool IsValid(const AttentionArgs& a) {
-  return (a.head_dim == 64 || a.head_dim == 128) && a.block_tokens > 0 && a.block_tokens % 64 == 0 &&
-         a.kv_heads > 0 && a.group > 0 && a.num_tokens > 0 && a.num_sequences > 0 &&
-         a.num_sequences <= 65535 && a.keys_max >= a.num_tokens && a.scale > 0 &&
-         a.k_offset % 256 == 0 && a.v_offset % 256 == 0 && a.q_stride % 8 == 0 &&
+  return (a.head_dim == 64 || a.head_dim == 128) && a.block_tokens > 0 &&
+         a.block_tokens % 64 == 0 && a.kv_heads > 0 && a.group > 0 && a.num_tokens > 0 &&
+         a.num_sequences > 0 && a.num_sequences <= 65535 && a.keys_max >= a.num_tokens &&
+         a.scale > 0 && a.k_offset % 256 == 0 && a.v_offset % 256 == 0 && a.q_stride % 8 == 0 &&
          a.out_stride % 8 == 0 && int64_t{a.num_tokens} * a.group < int64_t{1} << 30;
 }
 
@@ -704,8 +710,8 @@ cudaError_t MakeKvPool(const std::byte* base, size_t pool_bytes, int head_dim, i
   }
   void* entry = nullptr;
   cudaDriverEntryPointQueryResult found;
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                             cudaEnableDefault, &found);
+  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry,
+                                                             12000, cudaEnableDefault, &found);
   if (error != cudaSuccess) return error;
   if (found != cudaDriverEntryPointSuccess) return cudaErrorNotSupported;
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(head_dim), pool_bytes / row_bytes};

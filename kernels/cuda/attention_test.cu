@@ -20,7 +20,9 @@ struct Model {
   int group = 4;
   int block_tokens = 256;
   __host__ __device__ int64_t row() const { return int64_t{kv_heads} * group * head_dim; }
-  __host__ __device__ int64_t half_slice_bytes() const { return int64_t{kv_heads} * block_tokens * head_dim * 2; }
+  __host__ __device__ int64_t half_slice_bytes() const {
+    return int64_t{kv_heads} * block_tokens * head_dim * 2;
+  }
   __host__ __device__ int64_t page_bytes() const { return kLayers * 2 * half_slice_bytes(); }
   __host__ __device__ int64_t k_offset() const { return 2 * half_slice_bytes(); }
   __host__ __device__ int64_t v_offset() const { return 3 * half_slice_bytes(); }
@@ -39,7 +41,8 @@ __global__ void FillPagesKernel(Model m, std::byte* const* pages, int64_t offset
 
 // A warp computes one query head of one token in float64.
 __global__ void ReferenceKernel(Model m, const Bf16* q, const std::byte* const* pages,
-                                int64_t first_position, int64_t num_tokens, double scale, double* out) {
+                                int64_t first_position, int64_t num_tokens, double scale,
+                                double* out) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   const int64_t heads = int64_t{m.kv_heads} * m.group;
   if (at >= num_tokens * heads) return;
@@ -88,7 +91,8 @@ class AttentionTest : public DeviceTest {
   void MakePool(const Model& model, int64_t num_pages) {
     pool_bytes_ = static_cast<size_t>(num_pages * model.page_bytes());
     base_ = Device<std::byte>(pool_bytes_);
-    ASSERT_EQ(MakeKvPool(base_, pool_bytes_, model.head_dim, model.block_tokens, &pool_), cudaSuccess);
+    ASSERT_EQ(MakeKvPool(base_, pool_bytes_, model.head_dim, model.block_tokens, &pool_),
+              cudaSuccess);
     free_.resize(static_cast<size_t>(num_pages));
     std::iota(free_.begin(), free_.end(), 0);
     std::shuffle(free_.begin(), free_.end(), std::mt19937(7));
@@ -113,7 +117,8 @@ class AttentionTest : public DeviceTest {
   // Output of tokens [first, first + num_tokens) of each sequence, computed in one launch. Pages
   // behind the last token are out of the table.
   std::vector<Bf16> Run(const Model& model, const std::vector<Sequence>& sequences,
-                        const std::vector<int64_t>& first, int64_t num_tokens, AttentionSplit split) {
+                        const std::vector<int64_t>& first, int64_t num_tokens,
+                        AttentionSplit split) {
     const int64_t row = model.row();
     int64_t keys_max = 0, pages_stride = 0;
     for (const int64_t position : first) keys_max = std::max(keys_max, position + num_tokens);
@@ -127,10 +132,9 @@ class AttentionTest : public DeviceTest {
       for (int64_t i = 0; i < pages_stride; ++i) {
         pages.push_back(i < used ? sequences[s].pages[static_cast<size_t>(i)] : nullptr);
       }
-      EXPECT_EQ(cudaMemcpyAsync(q + static_cast<int64_t>(s) * num_tokens * row,
-                                sequences[s].q + first[s] * row,
-                                static_cast<size_t>(num_tokens * row) * 2, cudaMemcpyDeviceToDevice,
-                                stream_),
+      EXPECT_EQ(cudaMemcpyAsync(
+                    q + static_cast<int64_t>(s) * num_tokens * row, sequences[s].q + first[s] * row,
+                    static_cast<size_t>(num_tokens * row) * 2, cudaMemcpyDeviceToDevice, stream_),
                 cudaSuccess);
     }
     const size_t outputs = static_cast<size_t>(row * num_tokens) * sequences.size();
@@ -217,9 +221,10 @@ TEST_F(AttentionTest, MatchesFloat64OverATableOfShapes) {
       {{.head_dim = 64, .kv_heads = 8, .group = 4}, 1023, 1026},
   };
   for (const Case& c : cases) {
-    SCOPED_TRACE(testing::Message() << "head_dim " << c.model.head_dim << ", heads " << c.model.kv_heads
-                                    << " x " << c.model.group << ", block " << c.model.block_tokens
-                                    << ", tokens " << c.first << " + " << c.tokens);
+    SCOPED_TRACE(testing::Message()
+                 << "head_dim " << c.model.head_dim << ", heads " << c.model.kv_heads << " x "
+                 << c.model.group << ", block " << c.model.block_tokens << ", tokens " << c.first
+                 << " + " << c.tokens);
     MakePool(c.model, (c.first + c.tokens) / c.model.block_tokens + 3);
     const Sequence sequence = MakeSequence(c.model, c.first + c.tokens, 11);
     const std::vector<double> reference = Reference(c.model, sequence, c.first, c.tokens);
@@ -232,7 +237,8 @@ TEST_F(AttentionTest, MatchesFloat64OverATableOfShapes) {
 
 // The promise of the engine rests on this one.
 TEST_F(AttentionTest, ARowHasTheSameBitsHoweverThePassIsCut) {
-  for (const Model& model : {Model{}, Model{.head_dim = 64, .kv_heads = 2, .group = 3, .block_tokens = 64}}) {
+  for (const Model& model :
+       {Model{}, Model{.head_dim = 64, .kv_heads = 2, .group = 3, .block_tokens = 64}}) {
     constexpr int64_t kTokens = 3000;
     MakePool(model, kTokens / model.block_tokens + 2);
     const Sequence sequence = MakeSequence(model, kTokens, 3);
@@ -248,8 +254,8 @@ TEST_F(AttentionTest, ARowHasTheSameBitsHoweverThePassIsCut) {
           const std::vector<Bf16> part = Run(model, {sequence}, {first}, tokens, split);
           ASSERT_TRUE(SameBits(part, whole.data() + first * model.row(),
                                static_cast<size_t>(tokens * model.row())))
-              << "head_dim " << model.head_dim << ", tokens " << first << " + " << tokens << ", split "
-              << static_cast<int>(split);
+              << "head_dim " << model.head_dim << ", tokens " << first << " + " << tokens
+              << ", split " << static_cast<int>(split);
         }
       }
     }
@@ -269,7 +275,8 @@ TEST_F(AttentionTest, ASequenceHasTheSameBitsInEveryBatch) {
   const std::vector<Bf16> batch = Run(model, sequences, last, 1, AttentionSplit::kAuto);
   for (size_t s = 0; s < sequences.size(); ++s) {
     const std::vector<Bf16> alone = Run(model, {sequences[s]}, {last[s]}, 1, AttentionSplit::kAuto);
-    EXPECT_TRUE(SameBits(alone, batch.data() + static_cast<int64_t>(s) * model.row(), alone.size())) << s;
+    EXPECT_TRUE(SameBits(alone, batch.data() + static_cast<int64_t>(s) * model.row(), alone.size()))
+        << s;
     EXPECT_LT(RelativeError(alone, Reference(model, sequences[s], last[s], 1)), 4e-3) << s;
   }
 }

@@ -108,16 +108,16 @@ __device__ __forceinline__ uint64_t Operand(uint32_t address, uint32_t column_st
          static_cast<uint64_t>(group_stride >> 4) << 32 | uint64_t{1} << 62;
 }
 
-#define KVSTORE_D8(d, i)                                                                        \
+#define KVSTORE_D8(d, i)                                                                      \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define KVSTORE_D32(d, i) \
   KVSTORE_D8(d, i), KVSTORE_D8(d, i + 8), KVSTORE_D8(d, i + 16), KVSTORE_D8(d, i + 24)
-#define KVSTORE_REGS32                                              \
+#define KVSTORE_REGS32                                                 \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18," \
   "%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define KVSTORE_REGS64                                                     \
-  KVSTORE_REGS32                                                           \
+#define KVSTORE_REGS64                                                    \
+  KVSTORE_REGS32                                                          \
   ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48," \
   "%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 

@@ -83,8 +83,7 @@ __global__ void __launch_bounds__(kRowThreads) NormKernel(const NormArgs a) {
   float total = 0.0f;
 #pragma unroll
   for (const float sum : warp_sums) total = __fadd_rn(total, sum);
-  const float factor =
-      __frsqrt_rn(__fadd_rn(__fdiv_rn(total, static_cast<float>(a.n)), a.epsilon));
+  const float factor = __frsqrt_rn(__fadd_rn(__fdiv_rn(total, static_cast<float>(a.n)), a.epsilon));
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const int at = i * kRowThreads + static_cast<int>(threadIdx.x);
@@ -145,8 +144,7 @@ __global__ void __launch_bounds__(kRowThreads) RopeAndStoreKernel(const RopeAndS
   const int heads = a.heads + 2 * a.kv_heads;
   const int position = a.positions[row];
   const float2* table = a.table + static_cast<int64_t>(position) * kHalf;
-  std::byte* const page =
-      a.pages[row / a.num_tokens * a.pages_stride + position / a.block_tokens];
+  std::byte* const page = a.pages[row / a.num_tokens * a.pages_stride + position / a.block_tokens];
   for (int at = static_cast<int>(threadIdx.x); at < heads * kLanes; at += kRowThreads) {
     const int head = at / kLanes, lane = at % kLanes;
     __nv_bfloat16* const x = a.qkv + (static_cast<int64_t>(row) * heads + head) * kHeadDim;
@@ -219,8 +217,8 @@ __global__ void __launch_bounds__(kArgMaxThreads) ArgMaxKernel(const ArgMaxArgs 
   }
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) {
-    best = Better(best, {__shfl_xor_sync(~0u, best.logit, step),
-                         __shfl_xor_sync(~0u, best.index, step)});
+    best = Better(best,
+                  {__shfl_xor_sync(~0u, best.logit, step), __shfl_xor_sync(~0u, best.index, step)});
   }
   if (threadIdx.x % 32 == 0) warp_best[threadIdx.x / 32] = best;
   __syncthreads();

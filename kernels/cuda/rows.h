@@ -26,7 +26,7 @@ cudaError_t LaunchEmbed(const EmbedArgs& args, cudaStream_t stream);
 
 // x += y (where y is given), then out = x / sqrt(mean(x^2) + epsilon) * weight.
 struct NormArgs {
-  __nv_bfloat16* x = nullptr;  // [rows, n]; updated when y is given
+  __nv_bfloat16* x = nullptr;             // [rows, n]; updated when y is given
   const __nv_bfloat16* y = nullptr;       // [rows, n] or null
   const __nv_bfloat16* weight = nullptr;  // [n]
   __nv_bfloat16* out = nullptr;           // [rows, n]; may be x

@@ -41,7 +41,8 @@ TEST_F(RowsTest, EmbedCopiesTheRowsOfTheTokens) {
   Bf16* table = Random(50 * n, 1);
   const std::vector<uint32_t> tokens = {49, 0, 7, 7};
   Bf16* out = Device<Bf16>(4 * n);
-  ASSERT_EQ(LaunchEmbed({.table = table, .tokens = Upload(tokens), .out = out, .rows = 4, .n = n}, stream_),
+  ASSERT_EQ(LaunchEmbed({.table = table, .tokens = Upload(tokens), .out = out, .rows = 4, .n = n},
+                        stream_),
             cudaSuccess);
   const std::vector<Bf16> all = Download(table, 50 * n), got = Download(out, 4 * n);
   for (size_t row = 0; row < 4; ++row) {
@@ -60,7 +61,12 @@ TEST_F(RowsTest, NormMatchesItsTwinForEveryWidth) {
       std::vector<float> cpu_x = Widened(Download(x, rows * n));
       const std::vector<float> cpu_y = Widened(Download(y, rows * n));
       const std::vector<float> cpu_weight = Widened(Download(weight, n));
-      NormArgs args{.x = x, .y = has_residual ? y : nullptr, .weight = weight, .out = out, .rows = rows, .n = n,
+      NormArgs args{.x = x,
+                    .y = has_residual ? y : nullptr,
+                    .weight = weight,
+                    .out = out,
+                    .rows = rows,
+                    .n = n,
                     .epsilon = 1e-5f};
       ASSERT_EQ(LaunchNorm(args, stream_), cudaSuccess);
       const std::vector<Bf16> got = Download(out, rows * n), sum = Download(x, rows * n);
@@ -71,8 +77,13 @@ TEST_F(RowsTest, NormMatchesItsTwinForEveryWidth) {
         cpu_x = Widened(sum);
       }
       std::vector<float> expected(cpu_x.size());
-      Twin().norm({.x = cpu_x.data(), .weight = cpu_weight.data(), .out = expected.data(), .x_stride = n,
-                   .out_stride = n, .n = n, .epsilon = 1e-5f},
+      Twin().norm({.x = cpu_x.data(),
+                   .weight = cpu_weight.data(),
+                   .out = expected.data(),
+                   .x_stride = n,
+                   .out_stride = n,
+                   .n = n,
+                   .epsilon = 1e-5f},
                   0, rows);
       ExpectClose(got, expected);
       // A row alone.
@@ -99,11 +110,14 @@ class RopeTest : public DeviceTest {
     const int half = c.head_dim / 2;
     frequencies_.clear();
     for (int i = 0; i < half; ++i) {
-      frequencies_.push_back(1.0f / std::pow(500000.0f, static_cast<float>(i) / static_cast<float>(half)));
+      frequencies_.push_back(1.0f /
+                             std::pow(500000.0f, static_cast<float>(i) / static_cast<float>(half)));
     }
     table_ = Device<float2>(static_cast<size_t>(kPositions) * half);
-    ASSERT_EQ(LaunchRopeTable({.inverse_frequencies = Upload(frequencies_), .table = table_,
-                               .positions = kPositions, .half = half},
+    ASSERT_EQ(LaunchRopeTable({.inverse_frequencies = Upload(frequencies_),
+                               .table = table_,
+                               .positions = kPositions,
+                               .half = half},
                               stream_),
               cudaSuccess);
     positions_.clear();
@@ -135,7 +149,9 @@ TEST_F(RopeTest, TableHoldsTheRoundedCosines) {
 }
 
 TEST_F(RopeTest, MatchesItsTwinsAndWritesNothingElse) {
-  for (const RopeCase& c : {RopeCase{8, 2, 128, 256, false}, {6, 2, 64, 64, true}, {7, 1, 128, 64, true},
+  for (const RopeCase& c : {RopeCase{8, 2, 128, 256, false},
+                            {6, 2, 64, 64, true},
+                            {7, 1, 128, 64, true},
                             {3, 3, 64, 128, false}}) {
     Prepare(c);
     const int width = (c.heads + 2 * c.kv_heads) * c.head_dim, rows = kTokens * kSequences;
@@ -146,16 +162,27 @@ TEST_F(RopeTest, MatchesItsTwinsAndWritesNothingElse) {
     // Only the pages of the positions in use exist.
     std::vector<std::byte*> pages(static_cast<size_t>(pages_stride_ * kSequences), nullptr);
     for (int row = 0; row < rows; ++row) {
-      auto& page = pages[static_cast<size_t>(row / kTokens * pages_stride_ + positions_[row] / c.block_tokens)];
+      auto& page = pages[static_cast<size_t>(row / kTokens * pages_stride_ +
+                                             positions_[row] / c.block_tokens)];
       if (page == nullptr) page = Device<std::byte>(page_bytes_);
     }
     const int64_t v_offset = static_cast<int64_t>(page_bytes_ / 2);
-    ASSERT_EQ(LaunchRopeAndStore({.qkv = qkv, .rows = rows, .num_tokens = kTokens, .heads = c.heads,
-                                  .kv_heads = c.kv_heads, .head_dim = c.head_dim, .table = table_,
-                                  .positions = Upload(positions_), .q_norm = c.has_norm ? q_norm : nullptr,
-                                  .k_norm = c.has_norm ? k_norm : nullptr, .norm_epsilon = 1e-6f,
-                                  .pages = Upload(pages), .pages_stride = pages_stride_,
-                                  .block_tokens = c.block_tokens, .k_offset = 0, .v_offset = v_offset},
+    ASSERT_EQ(LaunchRopeAndStore({.qkv = qkv,
+                                  .rows = rows,
+                                  .num_tokens = kTokens,
+                                  .heads = c.heads,
+                                  .kv_heads = c.kv_heads,
+                                  .head_dim = c.head_dim,
+                                  .table = table_,
+                                  .positions = Upload(positions_),
+                                  .q_norm = c.has_norm ? q_norm : nullptr,
+                                  .k_norm = c.has_norm ? k_norm : nullptr,
+                                  .norm_epsilon = 1e-6f,
+                                  .pages = Upload(pages),
+                                  .pages_stride = pages_stride_,
+                                  .block_tokens = c.block_tokens,
+                                  .k_offset = 0,
+                                  .v_offset = v_offset},
                                  stream_),
               cudaSuccess);
     const std::vector<Bf16> got = Download(qkv, static_cast<size_t>(rows) * width);
@@ -170,9 +197,14 @@ TEST_F(RopeTest, MatchesItsTwinsAndWritesNothingElse) {
     }
     const std::vector<float> norms[2] = {Widened(Download(q_norm, c.head_dim)),
                                          Widened(Download(k_norm, c.head_dim))};
-    RopeArgs twin{.x = cpu.data(), .x_stride = width, .heads = c.heads, .head_dim = c.head_dim,
-                  .cos = cosine.data(), .sin = sine.data(),
-                  .norm_weight = c.has_norm ? norms[0].data() : nullptr, .norm_epsilon = 1e-6f};
+    RopeArgs twin{.x = cpu.data(),
+                  .x_stride = width,
+                  .heads = c.heads,
+                  .head_dim = c.head_dim,
+                  .cos = cosine.data(),
+                  .sin = sine.data(),
+                  .norm_weight = c.has_norm ? norms[0].data() : nullptr,
+                  .norm_epsilon = 1e-6f};
     Twin().rope(twin, 0, rows);
     twin.x += c.heads * c.head_dim;
     twin.heads = c.kv_heads;
@@ -183,21 +215,24 @@ TEST_F(RopeTest, MatchesItsTwinsAndWritesNothingElse) {
     std::vector<float> expected_q, expected_kv;
     std::map<std::byte*, std::vector<Bf16>> contents;
     for (std::byte* page : pages) {
-      if (page != nullptr) contents[page] = Download(reinterpret_cast<Bf16*>(page), page_bytes_ / 2);
+      if (page != nullptr)
+        contents[page] = Download(reinterpret_cast<Bf16*>(page), page_bytes_ / 2);
     }
     size_t written = 0, finite = 0;
     for (int row = 0; row < rows; ++row) {
       const size_t at = static_cast<size_t>(row) * width, q_width = size_t(c.heads) * c.head_dim;
       q.insert(q.end(), got.begin() + at, got.begin() + at + q_width);
       expected_q.insert(expected_q.end(), cpu.begin() + at, cpu.begin() + at + q_width);
-      const std::byte* page =
-          pages[static_cast<size_t>(row / kTokens * pages_stride_ + positions_[row] / c.block_tokens)];
+      const std::byte* page = pages[static_cast<size_t>(row / kTokens * pages_stride_ +
+                                                        positions_[row] / c.block_tokens)];
       const std::vector<Bf16>& content = contents.at(const_cast<std::byte*>(page));
       for (int part = 0; part < 2 * c.kv_heads; ++part) {  // heads of k, then of v
-        const size_t from = (size_t(part) * c.block_tokens + positions_[row] % c.block_tokens) * c.head_dim;
+        const size_t from =
+            (size_t(part) * c.block_tokens + positions_[row] % c.block_tokens) * c.head_dim;
         kv.insert(kv.end(), content.begin() + from, content.begin() + from + c.head_dim);
         const size_t source = at + q_width + size_t(part) * c.head_dim;
-        expected_kv.insert(expected_kv.end(), cpu.begin() + source, cpu.begin() + source + c.head_dim);
+        expected_kv.insert(expected_kv.end(), cpu.begin() + source,
+                           cpu.begin() + source + c.head_dim);
         written += c.head_dim;
       }
     }
@@ -215,10 +250,15 @@ TEST_F(RowsTest, SwigluMatchesItsTwin) {
     const int64_t rows = 3;
     Bf16* gate_up = Random(rows * 2 * n, 9, 4.0f);
     Bf16* out = Device<Bf16>(rows * n);
-    ASSERT_EQ(LaunchSwiglu({.gate_up = gate_up, .out = out, .rows = rows, .n = n}, stream_), cudaSuccess);
+    ASSERT_EQ(LaunchSwiglu({.gate_up = gate_up, .out = out, .rows = rows, .n = n}, stream_),
+              cudaSuccess);
     const std::vector<float> in = Widened(Download(gate_up, rows * 2 * n));
     std::vector<float> expected(rows * n);
-    Twin().swiglu({.gate_up = in.data(), .gate_up_stride = 2 * n, .out = expected.data(), .out_stride = n, .n = n},
+    Twin().swiglu({.gate_up = in.data(),
+                   .gate_up_stride = 2 * n,
+                   .out = expected.data(),
+                   .out_stride = n,
+                   .n = n},
                   0, rows);
     ExpectClose(Download(out, rows * n), expected);
   }
@@ -237,7 +277,9 @@ TEST_F(RowsTest, ArgMaxIsTheTwins) {
       logits[4 * n + i] = i % 3 == 0 ? NAN : -INFINITY;
     }
     uint32_t* tokens = Device<uint32_t>(rows);
-    ASSERT_EQ(LaunchArgMax({.logits = Upload(logits), .tokens = tokens, .rows = rows, .n = n}, stream_), cudaSuccess);
+    ASSERT_EQ(
+        LaunchArgMax({.logits = Upload(logits), .tokens = tokens, .rows = rows, .n = n}, stream_),
+        cudaSuccess);
     const std::vector<uint32_t> got = Download(tokens, rows);
     for (int64_t row = 0; row < rows; ++row) {
       EXPECT_EQ(got[row], ArgMax(logits.data() + row * n, n)) << n << " " << row;
@@ -252,11 +294,19 @@ TEST_F(RowsTest, RefuseShapesThatTheyDoNotCompute) {
   EXPECT_EQ(LaunchSwiglu({.rows = 1, .n = 4}, stream_), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchArgMax({.rows = 1, .n = 0}, stream_), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchRopeTable({.positions = 1, .half = 0}, stream_), cudaErrorInvalidValue);
-  EXPECT_EQ(LaunchRopeAndStore({.rows = 1, .num_tokens = 1, .heads = 1, .kv_heads = 1, .head_dim = 96,
+  EXPECT_EQ(LaunchRopeAndStore({.rows = 1,
+                                .num_tokens = 1,
+                                .heads = 1,
+                                .kv_heads = 1,
+                                .head_dim = 96,
                                 .block_tokens = 64},
                                stream_),
             cudaErrorInvalidValue);
-  EXPECT_EQ(LaunchRopeAndStore({.rows = 3, .num_tokens = 2, .heads = 1, .kv_heads = 1, .head_dim = 64,
+  EXPECT_EQ(LaunchRopeAndStore({.rows = 3,
+                                .num_tokens = 2,
+                                .heads = 1,
+                                .kv_heads = 1,
+                                .head_dim = 64,
                                 .block_tokens = 64},
                                stream_),
             cudaErrorInvalidValue);

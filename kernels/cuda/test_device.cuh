@@ -34,7 +34,8 @@ class DeviceTest : public testing::Test {
  protected:
   void SetUp() override {
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device";
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "no CUDA device";
     cudaDeviceProp properties;
     ASSERT_EQ(cudaGetDeviceProperties(&properties, 0), cudaSuccess);
     capability_ = properties.major * 10 + properties.minor;
@@ -76,8 +77,8 @@ class DeviceTest : public testing::Test {
     return values;
   }
   void FillRandom(Bf16* to, int64_t count, uint32_t seed, float deviation = 1.0f) {
-    FillRandomKernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream_>>>(to, count, seed,
-                                                                                     deviation);
+    FillRandomKernel<<<static_cast<unsigned>((count + 255) / 256), 256, 0, stream_>>>(
+        to, count, seed, deviation);
     EXPECT_EQ(cudaGetLastError(), cudaSuccess);
   }
   Bf16* Random(int64_t count, uint32_t seed, float deviation = 1.0f) {
