@@ -17,6 +17,7 @@
 #include "engine_adapter/llama_cuda/device_memory.h"
 #include "engine_adapter/llama_cuda/gemm_plans.h"
 #include "engine_adapter/llama_cuda/loaded_cublas_lt.h"
+#include "engine_adapter/llama_cuda/pass_inputs.h"
 #include "engine_adapter/llama_cuda/runtime_status.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/rows.h"
@@ -33,14 +34,6 @@ constexpr int64_t kLogitRows = 16;  // of the last product; one of them is wante
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 int64_t RoundUp(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
-
-// What a pass tells the device, in one piece of memory there and one here.
-struct Inputs {
-  uint32_t* tokens = nullptr;         // [rows]
-  int32_t* positions = nullptr;       // [rows]
-  std::byte** read_pages = nullptr;   // [blocks]
-  std::byte** write_pages = nullptr;  // [blocks]
-};
 
 class CudaBackend final : public Backend {
  public:
@@ -67,9 +60,8 @@ class CudaBackend final : public Backend {
   absl::Status MakeRopeTable();
   absl::Status MakePages(int64_t pool_tokens);
   absl::Status AllocateWorkSpace();
-  absl::Status AllocateInputs();
+  absl::Status AllocatePassMemory();
   absl::Status MakePlans();
-  absl::Status Upload(const ForwardPass& pass);
   absl::Status Enqueue(const ForwardPass& pass, int64_t keys_max);
   absl::Status RunLayer(const ForwardPass& pass, int64_t layer, int64_t keys_max, bool is_last);
   absl::Status Norm(const Bf16* weight, int64_t row, int64_t rows);
@@ -109,12 +101,8 @@ class CudaBackend final : public Backend {
   DeviceMemory attention_memory_;
   DeviceMemory gemm_memory_;
 
-  int64_t blocks_max_ = 0;
-  DeviceMemory device_inputs_memory_;
-  PinnedMemory host_inputs_memory_;
+  PassInputs inputs_;
   PinnedMemory host_logits_memory_;
-  Inputs device_inputs_;
-  Inputs host_inputs_;
   std::map<int64_t, cudaGraphExec_t> decode_graphs_;  // by bound of keys; with logits
 };
 
@@ -147,7 +135,7 @@ absl::Status CudaBackend::Initialize(const ModelWeights& weights, int64_t pool_t
   RETURN_IF_ERROR(MakeRopeTable());
   RETURN_IF_ERROR(AllocateWorkSpace());
   RETURN_IF_ERROR(MakePages(pool_tokens));
-  RETURN_IF_ERROR(AllocateInputs());
+  RETURN_IF_ERROR(AllocatePassMemory());
   return MakePlans();
 }
 
@@ -212,24 +200,10 @@ absl::Status CudaBackend::MakePages(int64_t pool_tokens) {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::AllocateInputs() {
-  blocks_max_ = layout_.BlocksOf(config_.max_positions);
-  const auto blocks_bytes = static_cast<size_t>(blocks_max_) * sizeof(std::byte*);
-  const auto rows_bytes = static_cast<size_t>(rows_max_) * 4;
-  const size_t total = 2 * rows_bytes + 2 * blocks_bytes;
-  ASSIGN_OR_RETURN(device_inputs_memory_, DeviceMemory::Allocate(total));
-  ASSIGN_OR_RETURN(host_inputs_memory_, PinnedMemory::Allocate(total));
+absl::Status CudaBackend::AllocatePassMemory() {
+  ASSIGN_OR_RETURN(inputs_, PassInputs::Create(layout_, rows_max_, config_.max_positions));
   ASSIGN_OR_RETURN(host_logits_memory_,
                    PinnedMemory::Allocate(static_cast<size_t>(config_.vocab_size) * 4));
-  const auto place = [&](std::byte* base) {
-    return Inputs{reinterpret_cast<uint32_t*>(base + 2 * blocks_bytes),
-                  reinterpret_cast<int32_t*>(base + 2 * blocks_bytes + rows_bytes),
-                  reinterpret_cast<std::byte**>(base),
-                  reinterpret_cast<std::byte**>(base + blocks_bytes)};
-  };
-  device_inputs_ = place(device_inputs_memory_.data());
-  host_inputs_ = place(host_inputs_memory_.data());
-
   // The largest that any pass needs: passes with many rows are not split.
   size_t attention_bytes = 0;
   for (int64_t tokens = 1; tokens <= std::min<int64_t>(pass_tokens_max_, 2048); ++tokens) {
@@ -302,30 +276,6 @@ absl::Status CudaBackend::MakePlans() {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::Upload(const ForwardPass& pass) {
-  const size_t rows = pass.token_ids.size();
-  std::copy(pass.token_ids.begin(), pass.token_ids.end(), host_inputs_.tokens);
-  for (size_t row = 0; row < rows; ++row) {
-    host_inputs_.positions[row] =
-        static_cast<int32_t>(pass.first_position + static_cast<int64_t>(row));
-  }
-  const auto blocks =
-      static_cast<size_t>(layout_.BlocksOf(pass.first_position + static_cast<int64_t>(rows)));
-  for (size_t block = 0; block < blocks; ++block) {
-    host_inputs_.read_pages[block] = const_cast<std::byte*>(pass.read_pages[block]);
-    host_inputs_.write_pages[block] = pass.write_pages[block];
-  }
-  const auto copy = [&](auto* to, const auto* from, size_t count) {
-    return RuntimeStatus(
-        cudaMemcpyAsync(to, from, count * sizeof(*from), cudaMemcpyHostToDevice, stream_),
-        "upload of a pass");
-  };
-  RETURN_IF_ERROR(copy(device_inputs_.tokens, host_inputs_.tokens, rows));
-  RETURN_IF_ERROR(copy(device_inputs_.positions, host_inputs_.positions, rows));
-  RETURN_IF_ERROR(copy(device_inputs_.read_pages, host_inputs_.read_pages, blocks));
-  return copy(device_inputs_.write_pages, host_inputs_.write_pages, blocks);
-}
-
 absl::Status CudaBackend::Norm(const Bf16* weight, int64_t row, int64_t rows) {
   const int64_t hidden = config_.hidden_size;
   return RuntimeStatus(kernels::LaunchNorm({.x = x_ + row * hidden,
@@ -348,12 +298,12 @@ absl::Status CudaBackend::RotateAndStore(const CudaLayerWeights& weights, int64_
                                    .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
                                    .head_dim = static_cast<int32_t>(config_.head_dim),
                                    .table = rope_memory_.data<float2>(),
-                                   .positions = device_inputs_.positions,
+                                   .positions = inputs_.device().positions,
                                    .q_norm = weights.q_norm,
                                    .k_norm = weights.k_norm,
                                    .norm_epsilon = static_cast<float>(config_.rms_norm_eps),
-                                   .pages = device_inputs_.write_pages,
-                                   .pages_stride = blocks_max_,
+                                   .pages = inputs_.device().write_pages,
+                                   .pages_stride = inputs_.blocks_max(),
                                    .block_tokens = static_cast<int32_t>(layout_.block_tokens),
                                    .k_offset = layout_.k_offset(layer),
                                    .v_offset = layout_.v_offset(layer)},
@@ -369,9 +319,9 @@ absl::Status CudaBackend::Attend(int64_t layer, int64_t row, int64_t rows, int64
            .q_stride = qkv_width(),
            .out = attended_ + row * config_.query_size(),
            .out_stride = config_.query_size(),
-           .pages = device_inputs_.read_pages,
-           .pages_stride = blocks_max_,
-           .first_positions = device_inputs_.positions + row,
+           .pages = inputs_.device().read_pages,
+           .pages_stride = inputs_.blocks_max(),
+           .first_positions = inputs_.device().positions + row,
            .num_tokens = static_cast<int32_t>(rows),
            .keys_max = static_cast<int32_t>(keys_max),
            .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
@@ -426,7 +376,7 @@ absl::Status CudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max) {
   const auto rows = static_cast<int64_t>(pass.token_ids.size());
   const int64_t hidden = config_.hidden_size;
   RETURN_IF_RUNTIME_ERROR(kernels::LaunchEmbed({.table = weights_.embedding(),
-                                                .tokens = device_inputs_.tokens,
+                                                .tokens = inputs_.device().tokens,
                                                 .out = x_,
                                                 .rows = rows,
                                                 .n = hidden},
@@ -471,7 +421,7 @@ absl::Status CudaBackend::Forward(const ForwardPass& pass) {
   const Timeline::Time begin = Timeline::Now();
   const auto rows = static_cast<int64_t>(pass.token_ids.size());
   const int64_t keys = pass.first_position + rows;
-  RETURN_IF_ERROR(Upload(pass));
+  RETURN_IF_ERROR(inputs_.Upload(pass, stream_));
   absl::Status status;
   if (rows == 1 && !pass.logits.empty() && !pass.layer_gate) {
     int64_t keys_max = kernels::kAttentionSegmentKeys;
