@@ -131,7 +131,7 @@ absl::Status CudaBackend::OpenDevice() {
 absl::Status CudaBackend::Initialize(const ModelWeights& weights, int64_t pool_tokens) {
   RETURN_IF_ERROR(OpenDevice());
   ASSIGN_OR_RETURN(lt_, LoadedCublasLt::Load());
-  ASSIGN_OR_RETURN(weights_, CudaWeights::Upload(weights));
+  ASSIGN_OR_RETURN(weights_, CudaWeights::Upload(weights, stream_));
   RETURN_IF_ERROR(MakeRopeTable());
   RETURN_IF_ERROR(AllocateWorkSpace());
   RETURN_IF_ERROR(MakePages(pool_tokens));
@@ -145,8 +145,8 @@ absl::Status CudaBackend::MakeRopeTable() {
   ASSIGN_OR_RETURN(rope_memory_, DeviceMemory::Allocate(static_cast<size_t>(config_.max_positions) *
                                                         half * sizeof(float2)));
   ASSIGN_OR_RETURN(const DeviceMemory frequencies, DeviceMemory::Allocate(half * sizeof(float)));
-  RETURN_IF_RUNTIME_ERROR(cudaMemcpy(frequencies.data(), rope.inverse_frequencies().data(),
-                                     half * sizeof(float), cudaMemcpyHostToDevice),
+  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(frequencies.data(), rope.inverse_frequencies().data(),
+                                          half * sizeof(float), cudaMemcpyHostToDevice, stream_),
                           "rotary frequencies");
   RETURN_IF_RUNTIME_ERROR(
       kernels::LaunchRopeTable({.inverse_frequencies = frequencies.data<float>(),
@@ -177,7 +177,8 @@ absl::Status CudaBackend::AllocateWorkSpace() {
   ASSIGN_OR_RETURN(work_space_,
                    DeviceMemory::Allocate(static_cast<size_t>(elements * 2 + logits_bytes)));
   // Rows that pad a product hold what they hold; not NaN at the start, for the sake of debuggers.
-  RETURN_IF_RUNTIME_ERROR(cudaMemset(work_space_.data(), 0, work_space_.size()), "work space");
+  RETURN_IF_RUNTIME_ERROR(cudaMemsetAsync(work_space_.data(), 0, work_space_.size(), stream_),
+                          "work space");
   Bf16* next = work_space_.data<Bf16>();
   for (const Part& part : parts) {
     *part.data = next;

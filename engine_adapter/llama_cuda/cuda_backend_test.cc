@@ -63,6 +63,7 @@ class DeviceCache final : public PrefixCache {
       EXPECT_EQ(
           cudaMemcpy(page->get(), stored.at(block).data(), page_bytes_, cudaMemcpyHostToDevice),
           cudaSuccess);
+      EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);  // the copy returns before it is done
       loaded_.push_back(*std::move(page));
     }
   }

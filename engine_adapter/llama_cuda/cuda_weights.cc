@@ -19,7 +19,7 @@ constexpr int64_t kPieceElements = 1 << 22;
 // Gives out one allocation piece by piece: first only counts, then copies.
 class Uploader {
  public:
-  explicit Uploader(__nv_bfloat16* base) : base_(base) {}
+  Uploader(__nv_bfloat16* base, cudaStream_t stream) : base_(base), stream_(stream) {}
 
   size_t num_bytes() const { return next_ * sizeof(__nv_bfloat16); }
   const absl::Status& status() const { return result_; }
@@ -56,13 +56,16 @@ class Uploader {
     return absl::OkStatus();
   }
 
-  static absl::Status CopyBytes(const void* from, int64_t elements, __nv_bfloat16* to) {
-    return RuntimeStatus(cudaMemcpy(to, from, static_cast<size_t>(elements) * sizeof(__nv_bfloat16),
-                                    cudaMemcpyHostToDevice),
-                         "copy of weights to the device");
+  // `from` is pageable: it has been read when this returns, but need not have arrived.
+  absl::Status CopyBytes(const void* from, int64_t elements, __nv_bfloat16* to) const {
+    return RuntimeStatus(
+        cudaMemcpyAsync(to, from, static_cast<size_t>(elements) * sizeof(__nv_bfloat16),
+                        cudaMemcpyHostToDevice, stream_),
+        "copy of weights to the device");
   }
 
   __nv_bfloat16* const base_;
+  const cudaStream_t stream_;
   size_t next_ = 0;
   absl::Status result_;
   std::vector<float> wide_;
@@ -86,7 +89,7 @@ CudaLayerWeights AddLayer(const LayerWeights& from, Uploader& to) {
 
 }  // namespace
 
-absl::StatusOr<CudaWeights> CudaWeights::Upload(const ModelWeights& weights) {
+absl::StatusOr<CudaWeights> CudaWeights::Upload(const ModelWeights& weights, cudaStream_t stream) {
   CudaWeights device;
   const auto add_all = [&](Uploader& to) {
     device.layers_.clear();
@@ -97,12 +100,13 @@ absl::StatusOr<CudaWeights> CudaWeights::Upload(const ModelWeights& weights) {
     const bool is_tied = weights.lm_head().address == weights.embedding().address;
     device.lm_head_ = is_tied ? device.embedding_ : to.Add({&weights.lm_head()});
   };
-  Uploader counter(nullptr);
+  Uploader counter(nullptr, stream);
   add_all(counter);
   ASSIGN_OR_RETURN(device.memory_, DeviceMemory::Allocate(counter.num_bytes()));
-  Uploader uploader(device.memory_.data<__nv_bfloat16>());
+  Uploader uploader(device.memory_.data<__nv_bfloat16>(), stream);
   add_all(uploader);
   RETURN_IF_ERROR(uploader.status());
+  RETURN_IF_RUNTIME_ERROR(cudaStreamSynchronize(stream), "copy of weights to the device");
   return device;
 }
 

@@ -7,6 +7,7 @@
 
 #include <absl/status/statusor.h>
 #include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
 #include <vector>
@@ -33,7 +34,8 @@ struct CudaLayerWeights {
 class CudaWeights {
  public:
   // Errors: ResourceExhausted, the device has no room: the message has what is free and needed.
-  static absl::StatusOr<CudaWeights> Upload(const ModelWeights& weights);
+  // Copies on `stream`, and waits for it.
+  static absl::StatusOr<CudaWeights> Upload(const ModelWeights& weights, cudaStream_t stream);
 
   CudaWeights() = default;  // empty
   const std::vector<CudaLayerWeights>& layers() const { return layers_; }

@@ -66,6 +66,8 @@ class DeviceTest : public testing::Test {
     T* to = Device<T>(values.size());
     EXPECT_EQ(cudaMemcpy(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
               cudaSuccess);
+    // From pageable memory the call returns before the bytes are there, and stream_ does not wait.
+    EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     return to;
   }
   template <typename T>
