@@ -16,6 +16,8 @@ inline constexpr int kExitDone = 0;
 inline constexpr int kExitFailed = 1;
 inline constexpr int kExitUsage = 2;
 
+enum class Device : uint8_t { kCpu, kCuda };
+
 // `kvengine generate`. Exactly one of prompt, prompt_file and prompt_ids_file is given.
 struct GenerateCommand {
   std::string model_dir;
@@ -24,6 +26,7 @@ struct GenerateCommand {
   std::optional<std::string> prompt_ids_file;  // one token id per whitespace; "-" is standard input
   std::string question;                        // put behind the prompt file's text
   bool is_chat = false;
+  Device device = Device::kCpu;
   std::string store_target;  // "unix:PATH"; empty: no store
   int64_t max_tokens = 64;
   int64_t block_tokens = 64;

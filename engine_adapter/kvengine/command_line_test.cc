@@ -82,6 +82,8 @@ TEST(CommandLine, WrongUsageIsExitCodeTwo) {
       {"generate", "--model", "m", "--prompt", "p", "--block-tokens", "65537"},
       {"generate", "--model", "m", "--prompt", "p", "--kv-dtype", "fp8"},
       {"generate", "--model", "m", "--prompt", "p", "--device", "tpu"},
+      {"generate", "--model", "m", "--prompt", "p", "--device", "cuda", "--kv-dtype", "f32"},
+      {"generate", "--model", "m", "--prompt", "p", "--store", "unix:s", "--device", "cuda"},
       {"generate", "--model", "m", "--prompt", "p", "--top-p", "0"},
       {"generate", "--model", "m", "--prompt", "p", "--temperature", "-1"},
       {"generate", "--model", "m", "--prompt", "p", "--unknown"},
@@ -93,6 +95,15 @@ TEST(CommandLine, WrongUsageIsExitCodeTwo) {
     ASSERT_NE(exit_code, nullptr) << testing::PrintToString(words);
     EXPECT_EQ(*exit_code, kExitUsage) << testing::PrintToString(words);
   }
+}
+
+TEST(CommandLine, TheDeviceIsTheCpuUnlessSaid) {
+  const std::vector<std::string> words = {"generate", "--model", "m", "--prompt", "p"};
+  std::vector<std::string> on_cuda = words;
+  on_cuda.insert(on_cuda.end(), {"--device", "cuda"});
+  const auto cpu = Parse(words), cuda = Parse(on_cuda);
+  EXPECT_EQ(std::get<GenerateCommand>(cpu).device, Device::kCpu);
+  EXPECT_EQ(std::get<GenerateCommand>(cuda).device, Device::kCuda);
 }
 
 TEST(CommandLine, HelpShowsAnExampleAndIsExitCodeZero) {

@@ -11,10 +11,10 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "engine_adapter/kvengine/engine_device.h"
 #include "engine_adapter/kvengine/page_source.h"
 #include "engine_adapter/kvengine/prompt.h"
 #include "engine_adapter/kvengine/report.h"
-#include "engine_adapter/llama/cpu_backend.h"
 #include "engine_adapter/llama/generate.h"
 #include "engine_adapter/llama/model_config.h"
 #include "engine_adapter/llama/model_weights.h"
@@ -36,11 +36,7 @@ absl::StatusOr<Engine> LoadEngine(const GenerateCommand& command) {
   ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::Read(command.model_dir));
   ASSIGN_OR_RETURN(ModelWeights opened, ModelWeights::Open(command.model_dir, config));
   auto weights = std::make_unique<ModelWeights>(std::move(opened));
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
-                   CreateCpuBackend(config, *weights,
-                                    {.block_tokens = command.block_tokens,
-                                     .kv_dtype = command.kv_dtype,
-                                     .num_threads = command.num_threads}));
+  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(command, config, *weights));
   return Engine{std::move(weights), std::move(backend), std::move(tokenizer)};
 }
 

@@ -37,9 +37,9 @@ absl::StatusOr<NamespaceSpec> SpecOf(const GenerateCommand& command, const Backe
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PrefixCache>> OpenPrefixCache(const GenerateCommand& command,
-                                                             const Backend& backend,
+                                                             Backend& backend,
                                                              const ModelWeights& weights) {
-  if (command.store_target.empty()) return std::make_unique<PrivatePages>(backend.kv_layout());
+  if (command.store_target.empty()) return std::make_unique<PrivatePages>(backend.page_memory());
   StorePagesOptions options{.target = command.store_target};
   ASSIGN_OR_RETURN(options.spec, SpecOf(command, backend, weights));
   options.namespace_name =

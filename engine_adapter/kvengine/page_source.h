@@ -17,7 +17,7 @@ namespace kvstore::engine {
 // connecting is not part of TTFT. `weights` give the revision that keeps models apart; `backend`
 // the layout and the numerics class.
 absl::StatusOr<std::unique_ptr<PrefixCache>> OpenPrefixCache(const GenerateCommand& command,
-                                                             const Backend& backend,
+                                                             Backend& backend,
                                                              const ModelWeights& weights);
 
 }  // namespace kvstore::engine

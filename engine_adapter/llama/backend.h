@@ -1,5 +1,5 @@
-// Backend computes the forward pass of one model on one device. The CPU one is CpuBackend; a CUDA
-// one comes behind the same interface.
+// Backend computes the forward pass of one model on one device: CpuBackend here, CudaBackend in
+// engine_adapter/llama_cuda.
 //
 // Promise of every back-end: the KV bytes and the logits of a token depend only on the tokens
 // before it; not on how a prompt was cut into passes, on how much of it was loaded, on the page
@@ -20,6 +20,7 @@
 
 #include "engine_adapter/llama/model_config.h"
 #include "engine_adapter/paging/kv_layout.h"
+#include "engine_adapter/paging/page_memory.h"
 #include "engine_adapter/paging/timeline.h"
 
 namespace kvstore::engine {
@@ -41,6 +42,10 @@ struct ForwardPass {
   Timeline* timeline = nullptr;  // may be null
 };
 
+// Errors: InvalidArgument, a token id outside the vocabulary, a position outside the model's, or
+// more than `rows_max` tokens.
+absl::Status CheckPass(const ForwardPass& pass, const ModelConfig& config, int64_t rows_max);
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -48,6 +53,8 @@ class Backend {
   virtual const ModelConfig& config() const = 0;
   virtual const KvLayout& kv_layout() const = 0;
   virtual int64_t pass_tokens_max() const = 0;
+  // Where its pages lie: every page of a pass is of this memory, or of the same kind.
+  virtual PageMemory& page_memory() = 0;
   // Back-ends of the same class write the same KV bytes; part of the cache namespace.
   virtual std::string_view numerics_class() const = 0;
   virtual std::string_view device_name() const = 0;  // for display

@@ -55,6 +55,7 @@ class CpuBackend final : public Backend {
       : config_(config),
         source_(weights),
         layout_(layout),
+        pages_(layout),
         kernels_(options.kernels != nullptr ? *options.kernels : kernels::BestKernels()),
         rows_max_(options.pass_tokens_max),
         rope_(config),
@@ -68,13 +69,13 @@ class CpuBackend final : public Backend {
   const ModelConfig& config() const override { return config_; }
   const KvLayout& kv_layout() const override { return layout_; }
   int64_t pass_tokens_max() const override { return rows_max_; }
+  PageMemory& page_memory() override { return pages_; }
   std::string_view numerics_class() const override { return "cpu-fma-chain-attn128-v1"; }
   std::string_view device_name() const override { return kernels_.name; }
   absl::Status Forward(const ForwardPass& pass) override;
 
  private:
   absl::Status AllocateWorkSpace();
-  absl::Status Check(const ForwardPass& pass) const;
   void Embed(const ForwardPass& pass);
   void FillRope(const ForwardPass& pass);
   void Norm(RowRange rows, const Activation* residual, const std::vector<float>& weight);
@@ -91,6 +92,7 @@ class CpuBackend final : public Backend {
   const ModelConfig config_;
   const ModelWeights& source_;
   const KvLayout layout_;
+  HostPages pages_;
   const CpuKernels& kernels_;
   const int64_t rows_max_;
   const RopeTable rope_;
@@ -141,26 +143,6 @@ absl::Status CpuBackend::AllocateWorkSpace() {
   for (const Part& part : parts) {
     *part.data = next;
     next += RoundUp(part.floats, 16);
-  }
-  return absl::OkStatus();
-}
-
-absl::Status CpuBackend::Check(const ForwardPass& pass) const {
-  const auto rows = static_cast<int64_t>(pass.token_ids.size());
-  if (rows < 1 || rows > rows_max_ || pass.first_position < 0 ||
-      pass.first_position + rows > config_.max_positions) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a pass of ", rows, " tokens at position ", pass.first_position, "; valid are 1 to ",
-        rows_max_, " tokens below position ", config_.max_positions));
-  }
-  if (!pass.logits.empty() && static_cast<int64_t>(pass.logits.size()) != config_.vocab_size) {
-    return absl::InvalidArgumentError("room for logits is not the size of the vocabulary");
-  }
-  for (const uint32_t id : pass.token_ids) {
-    if (static_cast<int64_t>(id) >= config_.vocab_size) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token id ", id, " is outside the vocabulary of ", config_.vocab_size));
-    }
   }
   return absl::OkStatus();
 }
@@ -336,7 +318,7 @@ void CpuBackend::ComputeLogits(const ForwardPass& pass) {
 }
 
 absl::Status CpuBackend::Forward(const ForwardPass& pass) {
-  RETURN_IF_ERROR(Check(pass));
+  RETURN_IF_ERROR(CheckPass(pass, config_, rows_max_));
   const auto rows = static_cast<int64_t>(pass.token_ids.size());
   Embed(pass);
   FillRope(pass);

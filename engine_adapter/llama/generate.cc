@@ -207,8 +207,9 @@ absl::StatusOr<GenerateResult> RunRequest(Backend& backend, PrefixCache& cache,
                                           const GenerateObserver& observer) {
   RETURN_IF_ERROR(CheckRequest(backend, request));
   const auto prompt = static_cast<int64_t>(request.prompt_ids.size());
-  ASSIGN_OR_RETURN(PageTable table,
-                   PageTable::Create(backend.kv_layout(), prompt + request.max_tokens));
+  ASSIGN_OR_RETURN(
+      PageTable table,
+      PageTable::Create(backend.kv_layout(), prompt + request.max_tokens, backend.page_memory()));
   return Generation(backend, cache, request, observer, std::move(table)).Run();
 }
 

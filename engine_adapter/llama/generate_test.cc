@@ -54,7 +54,7 @@ struct LoadedModel {
 class TestCache final : public PrefixCache {
  public:
   TestCache(const KvLayout& layout, const Pages& stored, int64_t num_loaded)
-      : layout_(layout), stored_(stored), fresh_(layout, PrivatePages::Fill::kNan) {
+      : layout_(layout), stored_(stored), memory_(layout), fresh_(memory_, PageMemory::Fill::kNan) {
     load_.num_blocks = num_loaded;
   }
 
@@ -87,6 +87,7 @@ class TestCache final : public PrefixCache {
  private:
   const KvLayout layout_;
   const Pages& stored_;
+  HostPages memory_;
   PrivatePages fresh_;
   PrefixLoad load_;
   std::map<int64_t, std::byte*> pages_;
@@ -277,7 +278,7 @@ class GenerateTest : public testing::Test {
   }
 
   absl::Status Error(const GenerateRequest& request) {
-    PrivatePages cache(backend_->kv_layout());
+    PrivatePages cache(backend_->page_memory());
     return Generate(*backend_, cache, request, {}).status();
   }
 

@@ -83,7 +83,7 @@ absl::StatusOr<nlohmann::json> RunBench(const Options& options) {
   std::vector<double> seconds, peaks, cpu_seconds;
   for (int repeat = 0; repeat < options.repeats; ++repeat) {
     for (int i = 0; i < 5; ++i) peaks.push_back(MeasurePeak(a, b, c));
-    PrivatePages cache((*backend)->kv_layout());
+    PrivatePages cache((*backend)->page_memory());
     const double cpu_before = CpuSeconds();
     request.arrival = Timeline::Now();
     auto result = Generate(**backend, cache, request, {});

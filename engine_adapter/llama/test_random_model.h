@@ -23,6 +23,7 @@ struct RandomModel {
   int64_t kv_heads = 2;
   int64_t head_dim = 16;
   int64_t vocab = 101;
+  int64_t positions = 512;
   bool tied = true;
   std::string dtype = "BF16";  // or "F32"
   nlohmann::json rope_scaling = nullptr;
@@ -76,7 +77,7 @@ class RandomModelWriter {
                              {"vocab_size", model_.vocab},
                              {"rms_norm_eps", 1e-5},
                              {"rope_theta", 10000.0},
-                             {"max_position_embeddings", 512},
+                             {"max_position_embeddings", model_.positions},
                              {"tie_word_embeddings", model_.tied}};
     if (!model_.rope_scaling.is_null()) config["rope_scaling"] = model_.rope_scaling;
     std::ofstream(folder / "config.json") << config.dump();

@@ -23,6 +23,8 @@ class AlignedBuffer {
   std::byte* data() { return memory_.get(); }
   const std::byte* data() const { return memory_.get(); }
   size_t size() const { return size_; }
+  // The caller owns it from here on, and gives it to std::free.
+  std::byte* Release() && { return memory_.release(); }
 
  private:
   struct Free {

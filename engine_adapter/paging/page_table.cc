@@ -7,14 +7,15 @@
 
 namespace kvstore::engine {
 
-PageTable::PageTable(const KvLayout& layout, int64_t blocks_max, AlignedBuffer scratch)
+PageTable::PageTable(const KvLayout& layout, int64_t blocks_max, PageMemory::Page scratch)
     : layout_(layout), blocks_max_(blocks_max), scratch_(std::move(scratch)) {
   read_.reserve(static_cast<size_t>(blocks_max));
   write_.reserve(static_cast<size_t>(blocks_max));
 }
 
-absl::StatusOr<PageTable> PageTable::Create(const KvLayout& layout, int64_t max_tokens) {
-  auto scratch = AlignedBuffer::Allocate(static_cast<size_t>(layout.page_bytes()));
+absl::StatusOr<PageTable> PageTable::Create(const KvLayout& layout, int64_t max_tokens,
+                                            PageMemory& memory) {
+  auto scratch = memory.Allocate(PageMemory::Fill::kNone);
   if (!scratch.ok()) return scratch.status();
   return PageTable(layout, layout.BlocksOf(max_tokens), *std::move(scratch));
 }
@@ -22,7 +23,7 @@ absl::StatusOr<PageTable> PageTable::Create(const KvLayout& layout, int64_t max_
 void PageTable::AddLoaded(const PrefixCache& cache, int64_t num_blocks) {
   for (int64_t block = this->num_blocks(); block < std::min(num_blocks, blocks_max_); ++block) {
     read_.push_back(cache.LoadedPage(block));
-    write_.push_back(scratch_.data());
+    write_.push_back(scratch_.get());
   }
 }
 

@@ -15,16 +15,18 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine_adapter/paging/aligned_buffer.h"
 #include "engine_adapter/paging/kv_layout.h"
+#include "engine_adapter/paging/page_memory.h"
 #include "engine_adapter/paging/prefix_cache.h"
 
 namespace kvstore::engine {
 
 class PageTable {
  public:
-  // Room for `max_tokens` tokens; no call below allocates table memory.
-  static absl::StatusOr<PageTable> Create(const KvLayout& layout, int64_t max_tokens);
+  // Room for `max_tokens` tokens; no call below allocates table memory. The scratch page is of
+  // `memory`, which outlives the table.
+  static absl::StatusOr<PageTable> Create(const KvLayout& layout, int64_t max_tokens,
+                                          PageMemory& memory);
 
   // Points the first `num_blocks` blocks at loaded pages. Requires: the table is empty.
   void AddLoaded(const PrefixCache& cache, int64_t num_blocks);
@@ -42,11 +44,11 @@ class PageTable {
   std::byte* const* write_pages() const { return write_.data(); }
 
  private:
-  PageTable(const KvLayout& layout, int64_t blocks_max, AlignedBuffer scratch);
+  PageTable(const KvLayout& layout, int64_t blocks_max, PageMemory::Page scratch);
 
   KvLayout layout_;
   int64_t blocks_max_;
-  AlignedBuffer scratch_;  // one page
+  PageMemory::Page scratch_;
   std::vector<const std::byte*> read_;
   std::vector<std::byte*> write_;
 };

@@ -33,7 +33,7 @@ TEST(KvLayout, RefusesBlocksOfNoTokens) {
 // Two loaded blocks of constant bytes, then private pages.
 class TwoLoadedBlocks final : public PrefixCache {
  public:
-  TwoLoadedBlocks() : fresh_(kLayout) {
+  TwoLoadedBlocks() : memory_(kLayout), fresh_(memory_) {
     load_.num_blocks = 2;
     for (auto& page : loaded_) page.resize(static_cast<size_t>(kLayout.page_bytes()));
   }
@@ -54,12 +54,14 @@ class TwoLoadedBlocks final : public PrefixCache {
  private:
   PrefixLoad load_;
   std::vector<std::byte> loaded_[2];
+  HostPages memory_;
   PrivatePages fresh_;
 };
 
 TEST(PageTable, WritesToLoadedBlocksGoToScratch) {
   TwoLoadedBlocks cache;
-  auto table = PageTable::Create(kLayout, 16);
+  HostPages memory(kLayout);
+  auto table = PageTable::Create(kLayout, 16, memory);
   ASSERT_TRUE(table.ok());
   table->AddLoaded(cache, 2);
   ASSERT_TRUE(table->Extend(cache, 9).ok());
@@ -71,7 +73,8 @@ TEST(PageTable, WritesToLoadedBlocksGoToScratch) {
 
 TEST(PageTable, ALostBlockGetsANewPage) {
   TwoLoadedBlocks cache;
-  auto table = PageTable::Create(kLayout, 16);
+  HostPages memory(kLayout);
+  auto table = PageTable::Create(kLayout, 16, memory);
   ASSERT_TRUE(table.ok());
   table->AddLoaded(cache, 2);
   ASSERT_TRUE(table->Extend(cache, 12).ok());
@@ -82,15 +85,17 @@ TEST(PageTable, ALostBlockGetsANewPage) {
 }
 
 TEST(PageTable, RefusesToGrowPastItsRoom) {
-  PrivatePages cache(kLayout);
-  auto table = PageTable::Create(kLayout, 8);
+  HostPages memory(kLayout);
+  PrivatePages cache(memory);
+  auto table = PageTable::Create(kLayout, 8, memory);
   ASSERT_TRUE(table.ok());
   EXPECT_TRUE(table->Extend(cache, 8).ok());
   EXPECT_EQ(table->Extend(cache, 9).code(), absl::StatusCode::kInternal);
 }
 
 TEST(PrivatePages, EmptyPagesAreNanWhenAsked) {
-  PrivatePages cache(kLayout, PrivatePages::Fill::kNan);
+  HostPages memory(kLayout);
+  PrivatePages cache(memory, PageMemory::Fill::kNan);
   auto page = cache.NewPage(0);
   ASSERT_TRUE(page.ok());
   EXPECT_EQ((*page)[0], std::byte{0xff});

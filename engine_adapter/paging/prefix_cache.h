@@ -29,8 +29,8 @@
 #include <string_view>
 #include <vector>
 
-#include "engine_adapter/paging/aligned_buffer.h"
 #include "engine_adapter/paging/kv_layout.h"
+#include "engine_adapter/paging/page_memory.h"
 
 namespace kvstore::engine {
 
@@ -89,13 +89,11 @@ class PrefixCache {
   virtual const PrefixLoad& load() const = 0;
 };
 
-// Pages in private memory: finds nothing, keeps nothing.
+// Pages of the back-end's own memory: finds nothing, keeps nothing. `memory` outlives it.
 class PrivatePages final : public PrefixCache {
  public:
-  // What an empty page holds. kNan makes any read of a value that was never written visible.
-  enum class Fill : uint8_t { kNone, kNan };
-
-  explicit PrivatePages(const KvLayout& layout, Fill fill = Fill::kNone);
+  explicit PrivatePages(PageMemory& memory, PageMemory::Fill fill = PageMemory::Fill::kNone)
+      : memory_(memory), fill_(fill) {}
 
   PrefixLoad LoadPrefix(std::span<const uint32_t> token_ids) override;
   const std::byte* LoadedPage(int64_t block_index) const override;
@@ -107,10 +105,10 @@ class PrivatePages final : public PrefixCache {
   const PrefixLoad& load() const override { return load_; }
 
  private:
-  const KvLayout layout_;
-  const Fill fill_;
+  PageMemory& memory_;
+  const PageMemory::Fill fill_;
   PrefixLoad load_;
-  std::vector<AlignedBuffer> pages_;  // in the order of NewPage
+  std::vector<PageMemory::Page> pages_;  // in the order of NewPage
 };
 
 }  // namespace kvstore::engine

@@ -1,0 +1,495 @@
+#include "engine_adapter/llama_cuda/cuda_backend.h"
+
+#include <absl/strings/str_cat.h>
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine_adapter/llama/rope_table.h"
+#include "engine_adapter/llama_cuda/cuda_pages.h"
+#include "engine_adapter/llama_cuda/cuda_weights.h"
+#include "engine_adapter/llama_cuda/device_memory.h"
+#include "engine_adapter/llama_cuda/gemm_plans.h"
+#include "engine_adapter/llama_cuda/loaded_cublas_lt.h"
+#include "engine_adapter/llama_cuda/pass_inputs.h"
+#include "engine_adapter/llama_cuda/runtime_status.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/rows.h"
+#include "kvstore/base/status_macros.h"
+
+namespace kvstore::engine {
+namespace {
+
+namespace kernels = kvstore::kernels::cuda;
+using Bf16 = __nv_bfloat16;
+
+constexpr int64_t kRowMultiple = GemmPlans::kRowMultiple;
+constexpr int64_t kLogitRows = 16;  // of the last product; one of them is wanted
+constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+int64_t RoundUp(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const ModelConfig& config, const KvLayout& layout, const CudaBackendOptions& options)
+      : config_(config),
+        layout_(layout),
+        device_(options.device),
+        rows_max_(RoundUp(options.pass_tokens_max, kRowMultiple)),
+        pass_tokens_max_(options.pass_tokens_max) {}
+  ~CudaBackend() override;
+
+  absl::Status Initialize(const ModelWeights& weights, int64_t pool_tokens);
+
+  const ModelConfig& config() const override { return config_; }
+  const KvLayout& kv_layout() const override { return layout_; }
+  int64_t pass_tokens_max() const override { return pass_tokens_max_; }
+  PageMemory& page_memory() override { return *pages_; }
+  std::string_view numerics_class() const override { return numerics_class_; }
+  std::string_view device_name() const override { return device_name_; }
+  absl::Status Forward(const ForwardPass& pass) override;
+
+ private:
+  absl::Status OpenDevice();
+  absl::Status MakeRopeTable();
+  absl::Status MakePages(int64_t pool_tokens);
+  absl::Status AllocateWorkSpace();
+  absl::Status AllocatePassMemory();
+  absl::Status MakePlans();
+  absl::Status Enqueue(const ForwardPass& pass, int64_t keys_max);
+  absl::Status RunLayer(const ForwardPass& pass, int64_t layer, int64_t keys_max, bool is_last);
+  absl::Status Norm(const Bf16* weight, int64_t row, int64_t rows);
+  absl::Status RotateAndStore(const CudaLayerWeights& weights, int64_t layer, int64_t rows);
+  absl::Status Attend(int64_t layer, int64_t row, int64_t rows, int64_t keys_max);
+  absl::Status FeedForward(const CudaLayerWeights& weights, int64_t row, int64_t rows);
+  absl::Status Replay(const ForwardPass& pass, int64_t keys_max);
+
+  int64_t qkv_width() const { return config_.query_size() + 2 * config_.kv_size(); }
+
+  const ModelConfig config_;
+  const KvLayout layout_;
+  const int device_;
+  const int64_t rows_max_;
+  const int64_t pass_tokens_max_;
+  int multiprocessors_ = 0;
+  std::string device_name_;
+  std::string numerics_class_;
+  cudaStream_t stream_ = nullptr;
+  CudaWeights weights_;
+  std::unique_ptr<CudaPages> pages_;
+
+  LoadedCublasLt lt_;
+  GemmPlans::Library library_;
+  GemmPlans qkv_plans_, o_plans_, gate_up_plans_, down_plans_, logits_plans_;
+
+  // Activations, each with room for kRowMultiple rows behind the last.
+  DeviceMemory work_space_;
+  Bf16* x_ = nullptr;          // [rows, H] residual stream
+  Bf16* normed_ = nullptr;     // [rows, H]
+  Bf16* qkv_ = nullptr;        // [rows, Q + 2 KV]
+  Bf16* attended_ = nullptr;   // [rows, Q]
+  Bf16* gate_up_ = nullptr;    // [rows, 2 I]
+  Bf16* activated_ = nullptr;  // [rows, I]
+  float* logits_ = nullptr;    // [kLogitRows, vocab]
+  DeviceMemory rope_memory_;   // float2 [max_positions, head_dim / 2]
+  DeviceMemory attention_memory_;
+  DeviceMemory gemm_memory_;
+
+  PassInputs inputs_;
+  PinnedMemory host_logits_memory_;
+  std::map<int64_t, cudaGraphExec_t> decode_graphs_;  // by bound of keys; with logits
+};
+
+CudaBackend::~CudaBackend() {
+  if (stream_ == nullptr) return;
+  cudaStreamSynchronize(stream_);
+  for (const auto& [keys_max, graph] : decode_graphs_) cudaGraphExecDestroy(graph);
+  cudaStreamDestroy(stream_);
+}
+
+absl::Status CudaBackend::OpenDevice() {
+  RETURN_IF_RUNTIME_ERROR(cudaSetDevice(device_), absl::StrCat("CUDA device ", device_));
+  cudaDeviceProp properties;
+  RETURN_IF_RUNTIME_ERROR(cudaGetDeviceProperties(&properties, device_), "CUDA device");
+  if (properties.major != 9 || properties.minor != 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("CUDA device ", device_, " (", properties.name, ") has compute capability ",
+                     properties.major, ".", properties.minor, "; this build's kernels need 9.0"));
+  }
+  device_name_ = properties.name;
+  multiprocessors_ = properties.multiProcessorCount;
+  RETURN_IF_RUNTIME_ERROR(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Initialize(const ModelWeights& weights, int64_t pool_tokens) {
+  RETURN_IF_ERROR(OpenDevice());
+  ASSIGN_OR_RETURN(lt_, LoadedCublasLt::Load());
+  ASSIGN_OR_RETURN(weights_, CudaWeights::Upload(weights, stream_));
+  RETURN_IF_ERROR(MakeRopeTable());
+  RETURN_IF_ERROR(AllocateWorkSpace());
+  RETURN_IF_ERROR(MakePages(pool_tokens));
+  RETURN_IF_ERROR(AllocatePassMemory());
+  return MakePlans();
+}
+
+absl::Status CudaBackend::MakeRopeTable() {
+  const RopeTable rope(config_);
+  const auto half = static_cast<size_t>(rope.half());
+  ASSIGN_OR_RETURN(rope_memory_, DeviceMemory::Allocate(static_cast<size_t>(config_.max_positions) *
+                                                        half * sizeof(float2)));
+  ASSIGN_OR_RETURN(const DeviceMemory frequencies, DeviceMemory::Allocate(half * sizeof(float)));
+  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(frequencies.data(), rope.inverse_frequencies().data(),
+                                          half * sizeof(float), cudaMemcpyHostToDevice, stream_),
+                          "rotary frequencies");
+  RETURN_IF_RUNTIME_ERROR(
+      kernels::LaunchRopeTable({.inverse_frequencies = frequencies.data<float>(),
+                                .table = rope_memory_.data<float2>(),
+                                .positions = config_.max_positions,
+                                .half = rope.half()},
+                               stream_),
+      "rotary table");
+  RETURN_IF_RUNTIME_ERROR(cudaStreamSynchronize(stream_), "rotary table");
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::AllocateWorkSpace() {
+  const int64_t rows = rows_max_ + kRowMultiple;
+  struct Part {
+    Bf16** data;
+    int64_t columns;
+  };
+  const Part parts[] = {{&x_, config_.hidden_size},
+                        {&normed_, config_.hidden_size},
+                        {&qkv_, qkv_width()},
+                        {&attended_, config_.query_size()},
+                        {&gate_up_, 2 * config_.intermediate_size},
+                        {&activated_, config_.intermediate_size}};
+  int64_t elements = 0;
+  for (const Part& part : parts) elements += RoundUp(rows * part.columns, 128);
+  const int64_t logits_bytes = kLogitRows * config_.vocab_size * 4;
+  ASSIGN_OR_RETURN(work_space_,
+                   DeviceMemory::Allocate(static_cast<size_t>(elements * 2 + logits_bytes)));
+  // Rows that pad a product hold what they hold; not NaN at the start, for the sake of debuggers.
+  RETURN_IF_RUNTIME_ERROR(cudaMemsetAsync(work_space_.data(), 0, work_space_.size(), stream_),
+                          "work space");
+  Bf16* next = work_space_.data<Bf16>();
+  for (const Part& part : parts) {
+    *part.data = next;
+    next += RoundUp(rows * part.columns, 128);
+  }
+  logits_ = reinterpret_cast<float*>(next);
+  ASSIGN_OR_RETURN(gemm_memory_, DeviceMemory::Allocate(kWorkspaceBytes));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::MakePages(int64_t pool_tokens) {
+  int64_t pages = layout_.BlocksOf(pool_tokens > 0 ? pool_tokens : config_.max_positions) + 2;
+  if (pool_tokens == 0) {
+    size_t free_bytes = 0, total_bytes = 0;
+    RETURN_IF_RUNTIME_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes), "device memory");
+    const auto fitting = static_cast<int64_t>(free_bytes / 10 * 9) / layout_.page_bytes();
+    pages = std::clamp<int64_t>(fitting, 2, pages);
+  }
+  ASSIGN_OR_RETURN(pages_, CudaPages::Create(layout_, pages, stream_));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::AllocatePassMemory() {
+  ASSIGN_OR_RETURN(inputs_, PassInputs::Create(layout_, rows_max_, config_.max_positions));
+  ASSIGN_OR_RETURN(host_logits_memory_,
+                   PinnedMemory::Allocate(static_cast<size_t>(config_.vocab_size) * 4));
+  // The largest that any pass needs: passes with many rows are not split.
+  size_t attention_bytes = 0;
+  for (int64_t tokens = 1; tokens <= std::min<int64_t>(pass_tokens_max_, 2048); ++tokens) {
+    const kernels::AttentionArgs args{
+        .num_tokens = static_cast<int32_t>(tokens),
+        .keys_max = static_cast<int32_t>(
+            RoundUp(config_.max_positions, 2 * kernels::kAttentionSegmentKeys)),
+        .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
+        .group = static_cast<int32_t>(config_.num_heads / config_.num_kv_heads),
+        .head_dim = static_cast<int32_t>(config_.head_dim),
+        .block_tokens = static_cast<int32_t>(layout_.block_tokens),
+        .scale = 1.0f};
+    attention_bytes = std::max(
+        attention_bytes,
+        kernels::AttentionWorkspaceBytes(args, multiprocessors_, kernels::AttentionSplit::kAuto));
+  }
+  ASSIGN_OR_RETURN(attention_memory_,
+                   DeviceMemory::Allocate(std::max<size_t>(attention_bytes, 256)));
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::MakePlans() {
+  library_ = {.lt = &lt_,
+              .workspace = gemm_memory_.data(),
+              .workspace_bytes = gemm_memory_.size(),
+              .stream = stream_};
+  const cublasStatus_t created = lt_.Create(&library_.handle);
+  if (created != CUBLAS_STATUS_SUCCESS) {
+    return absl::InternalError(
+        absl::StrCat("cuBLASLt could not be started: status ", static_cast<int>(created)));
+  }
+  std::vector<const Bf16*> qkv, o, gate_up, down;
+  for (const CudaLayerWeights& layer : weights_.layers()) {
+    qkv.push_back(layer.qkv);
+    o.push_back(layer.o);
+    gate_up.push_back(layer.gate_up);
+    down.push_back(layer.down);
+  }
+  const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
+  using Output = GemmShape::Output;
+  ASSIGN_OR_RETURN(
+      qkv_plans_,
+      GemmPlans::Create(library_, {.n = qkv_width(), .k = hidden, .has_bias = config_.has_qkv_bias},
+                        rows_max_,
+                        {.x = normed_, .bias = weights_.layers()[0].qkv_bias, .out = qkv_}, qkv));
+  ASSIGN_OR_RETURN(
+      o_plans_,
+      GemmPlans::Create(library_,
+                        {.n = hidden, .k = config_.query_size(), .output = Output::kBf16AddedTo},
+                        rows_max_, {.x = attended_, .out = x_}, o));
+  ASSIGN_OR_RETURN(gate_up_plans_,
+                   GemmPlans::Create(library_, {.n = 2 * inner, .k = hidden}, rows_max_,
+                                     {.x = normed_, .out = gate_up_}, gate_up));
+  ASSIGN_OR_RETURN(
+      down_plans_,
+      GemmPlans::Create(library_, {.n = hidden, .k = inner, .output = Output::kBf16AddedTo},
+                        rows_max_, {.x = activated_, .out = x_}, down));
+  ASSIGN_OR_RETURN(
+      logits_plans_,
+      GemmPlans::Create(library_, {.n = config_.vocab_size, .k = hidden, .output = Output::kFloat},
+                        kLogitRows, {.x = normed_, .out = logits_}, {weights_.lm_head()}));
+  uint64_t id = 0;
+  for (const GemmPlans* plans :
+       {&qkv_plans_, &o_plans_, &gate_up_plans_, &down_plans_, &logits_plans_}) {
+    id = (id ^ plans->class_id()) * 0x9e3779b97f4a7c15u;
+  }
+  numerics_class_ = absl::StrCat("cuda-sm90-attn", kernels::kAttentionTileKeys, "x",
+                                 kernels::kAttentionSegmentKeys, "-lt",
+                                 absl::Hex(id >> 32, absl::kZeroPad8), "-v1");
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Norm(const Bf16* weight, int64_t row, int64_t rows) {
+  const int64_t hidden = config_.hidden_size;
+  return RuntimeStatus(kernels::LaunchNorm({.x = x_ + row * hidden,
+                                            .weight = weight,
+                                            .out = normed_ + row * hidden,
+                                            .rows = rows,
+                                            .n = hidden,
+                                            .epsilon = static_cast<float>(config_.rms_norm_eps)},
+                                           stream_),
+                       "norm");
+}
+
+absl::Status CudaBackend::RotateAndStore(const CudaLayerWeights& weights, int64_t layer,
+                                         int64_t rows) {
+  return RuntimeStatus(
+      kernels::LaunchRopeAndStore({.qkv = qkv_,
+                                   .rows = rows,
+                                   .num_tokens = static_cast<int32_t>(rows),
+                                   .heads = static_cast<int32_t>(config_.num_heads),
+                                   .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
+                                   .head_dim = static_cast<int32_t>(config_.head_dim),
+                                   .table = rope_memory_.data<float2>(),
+                                   .positions = inputs_.device().positions,
+                                   .q_norm = weights.q_norm,
+                                   .k_norm = weights.k_norm,
+                                   .norm_epsilon = static_cast<float>(config_.rms_norm_eps),
+                                   .pages = inputs_.device().write_pages,
+                                   .pages_stride = inputs_.blocks_max(),
+                                   .block_tokens = static_cast<int32_t>(layout_.block_tokens),
+                                   .k_offset = layout_.k_offset(layer),
+                                   .v_offset = layout_.v_offset(layer)},
+                                  stream_),
+      "rotary embedding");
+}
+
+// Rows [row, row + rows) of the pass; the positions behind them are bounded by `keys_max`.
+absl::Status CudaBackend::Attend(int64_t layer, int64_t row, int64_t rows, int64_t keys_max) {
+  return RuntimeStatus(
+      kernels::LaunchAttention(
+          {.q = qkv_ + row * qkv_width(),
+           .q_stride = qkv_width(),
+           .out = attended_ + row * config_.query_size(),
+           .out_stride = config_.query_size(),
+           .pages = inputs_.device().read_pages,
+           .pages_stride = inputs_.blocks_max(),
+           .first_positions = inputs_.device().positions + row,
+           .num_tokens = static_cast<int32_t>(rows),
+           .keys_max = static_cast<int32_t>(keys_max),
+           .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
+           .group = static_cast<int32_t>(config_.num_heads / config_.num_kv_heads),
+           .head_dim = static_cast<int32_t>(config_.head_dim),
+           .block_tokens = static_cast<int32_t>(layout_.block_tokens),
+           .k_offset = layout_.k_offset(layer),
+           .v_offset = layout_.v_offset(layer),
+           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
+           .workspace = attention_memory_.data<float>()},
+          pages_->pool(), multiprocessors_, kernels::AttentionSplit::kAuto, stream_),
+      "attention");
+}
+
+absl::Status CudaBackend::FeedForward(const CudaLayerWeights& weights, int64_t row, int64_t rows) {
+  const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
+  RETURN_IF_ERROR(gate_up_plans_.Run(
+      rows, {.x = normed_ + row * hidden, .w = weights.gate_up, .out = gate_up_}, stream_));
+  RETURN_IF_RUNTIME_ERROR(
+      kernels::LaunchSwiglu({.gate_up = gate_up_, .out = activated_, .rows = rows, .n = inner},
+                            stream_),
+      "activation");
+  return down_plans_.Run(rows, {.x = activated_, .w = weights.down, .out = x_ + row * hidden},
+                         stream_);
+}
+
+// The last layer computes its output only for the last row, since nothing else reads it.
+absl::Status CudaBackend::RunLayer(const ForwardPass& pass, int64_t layer, int64_t keys_max,
+                                   bool is_last) {
+  const CudaLayerWeights& weights = weights_.layers()[static_cast<size_t>(layer)];
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  RETURN_IF_ERROR(Norm(weights.input_norm, 0, rows));
+  RETURN_IF_ERROR(qkv_plans_.Run(
+      rows, {.x = normed_, .w = weights.qkv, .bias = weights.qkv_bias, .out = qkv_}, stream_));
+  RETURN_IF_ERROR(RotateAndStore(weights, layer, rows));
+  if (pass.layer_gate && !pass.layer_gate(layer)) {
+    return absl::AbortedError(absl::StrCat("the pass was ended before layer ", layer));
+  }
+  if (is_last && pass.logits.empty()) return absl::OkStatus();
+  const int64_t row = is_last ? rows - 1 : 0, rows_out = rows - row;
+  RETURN_IF_ERROR(Attend(layer, row, rows_out, keys_max));
+  RETURN_IF_ERROR(o_plans_.Run(rows_out,
+                               {.x = attended_ + row * config_.query_size(),
+                                .w = weights.o,
+                                .out = x_ + row * config_.hidden_size},
+                               stream_));
+  RETURN_IF_ERROR(Norm(weights.post_attention_norm, row, rows_out));
+  return FeedForward(weights, row, rows_out);
+}
+
+absl::Status CudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max) {
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  const int64_t hidden = config_.hidden_size;
+  RETURN_IF_RUNTIME_ERROR(kernels::LaunchEmbed({.table = weights_.embedding(),
+                                                .tokens = inputs_.device().tokens,
+                                                .out = x_,
+                                                .rows = rows,
+                                                .n = hidden},
+                                               stream_),
+                          "embedding");
+  for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
+    RETURN_IF_ERROR(RunLayer(pass, layer, keys_max, layer + 1 == config_.num_layers));
+  }
+  if (pass.logits.empty()) return absl::OkStatus();
+  RETURN_IF_ERROR(Norm(weights_.final_norm(), rows - 1, 1));
+  RETURN_IF_ERROR(logits_plans_.Run(
+      1, {.x = normed_ + (rows - 1) * hidden, .w = weights_.lm_head(), .out = logits_}, stream_));
+  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(host_logits_memory_.data(), logits_,
+                                          static_cast<size_t>(config_.vocab_size) * sizeof(float),
+                                          cudaMemcpyDeviceToHost, stream_),
+                          "logits");
+  return absl::OkStatus();
+}
+
+// Runs the graph of one token whose keys are at most `keys_max`; captures it the first time.
+absl::Status CudaBackend::Replay(const ForwardPass& pass, int64_t keys_max) {
+  cudaGraphExec_t& executable = decode_graphs_[keys_max];
+  if (executable == nullptr) {
+    RETURN_IF_RUNTIME_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
+                            "decode graph");
+    const absl::Status enqueued = Enqueue(pass, keys_max);
+    cudaGraph_t graph = nullptr;
+    const cudaError_t captured = cudaStreamEndCapture(stream_, &graph);
+    RETURN_IF_ERROR(enqueued);
+    RETURN_IF_RUNTIME_ERROR(captured, "decode graph");
+    const cudaError_t instantiated = cudaGraphInstantiate(&executable, graph, 0);
+    cudaGraphDestroy(graph);
+    RETURN_IF_RUNTIME_ERROR(instantiated, "decode graph");
+  }
+  RETURN_IF_RUNTIME_ERROR(cudaGraphLaunch(executable, stream_), "decode graph");
+  return absl::OkStatus();
+}
+
+absl::Status CudaBackend::Forward(const ForwardPass& pass) {
+  RETURN_IF_ERROR(CheckPass(pass, config_, pass_tokens_max_));
+  RETURN_IF_RUNTIME_ERROR(cudaSetDevice(device_), "CUDA device");
+  const Timeline::Time begin = Timeline::Now();
+  const auto rows = static_cast<int64_t>(pass.token_ids.size());
+  const int64_t keys = pass.first_position + rows;
+  RETURN_IF_ERROR(inputs_.Upload(pass, stream_));
+  absl::Status status;
+  if (rows == 1 && !pass.logits.empty() && !pass.layer_gate) {
+    int64_t keys_max = kernels::kAttentionSegmentKeys;
+    while (keys_max < keys) keys_max *= 2;
+    status = Replay(
+        pass, std::min(keys_max, RoundUp(config_.max_positions, kernels::kAttentionSegmentKeys)));
+  } else {
+    status = Enqueue(pass, keys);
+  }
+  // Also after an error: what was enqueued reads the inputs and writes pages.
+  const cudaError_t done = cudaStreamSynchronize(stream_);
+  RETURN_IF_ERROR(status);
+  RETURN_IF_RUNTIME_ERROR(done, "a pass");
+  if (!pass.logits.empty()) {
+    std::memcpy(pass.logits.data(), host_logits_memory_.data(), pass.logits.size_bytes());
+  }
+  if (pass.timeline != nullptr) {
+    pass.timeline->Add(Timeline::Track::kCompute, "pass", pass.first_position, begin,
+                       Timeline::Now());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckOptions(const ModelConfig& config, const CudaBackendOptions& options) {
+  if (options.pass_tokens_max < 1 || options.pass_tokens_max > CudaBackendOptions::kPassTokensMax) {
+    return absl::InvalidArgumentError(absl::StrCat("pass_tokens_max is ", options.pass_tokens_max,
+                                                   "; valid are 1 to ",
+                                                   CudaBackendOptions::kPassTokensMax));
+  }
+  if (options.pool_tokens < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pool_tokens is ", options.pool_tokens, "; valid is 0 or more"));
+  }
+  if (options.block_tokens < 64 || options.block_tokens % 64 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("block_tokens is ", options.block_tokens,
+                                                   "; the CUDA back-end needs a multiple of 64"));
+  }
+  if (config.head_dim != 64 && config.head_dim != 128) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("head_dim is ", config.head_dim, "; the CUDA back-end computes 64 and 128"));
+  }
+  if (config.hidden_size % 8 != 0 || config.intermediate_size % 8 != 0 ||
+      config.vocab_size % 8 != 0 || config.hidden_size > kernels::kNormWidthMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("hidden_size ", config.hidden_size, ", intermediate_size ",
+                     config.intermediate_size, ", vocab_size ", config.vocab_size,
+                     ": the CUDA back-end needs multiples of 8, and a hidden_size of at most ",
+                     kernels::kNormWidthMax));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const ModelConfig& config,
+                                                           const ModelWeights& weights,
+                                                           const CudaBackendOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(config, options));
+  const KvLayout layout{.num_layers = config.num_layers,
+                        .num_kv_heads = config.num_kv_heads,
+                        .head_dim = config.head_dim,
+                        .dtype = KvDtype::kBf16,
+                        .block_tokens = options.block_tokens};
+  RETURN_IF_ERROR(layout.Validate());
+  auto backend = std::make_unique<CudaBackend>(config, layout, options);
+  RETURN_IF_ERROR(backend->Initialize(weights, options.pool_tokens));
+  return backend;
+}
+
+}  // namespace kvstore::engine

@@ -1,0 +1,46 @@
+// CudaPages is a pool of KV pages in device memory: one allocation, so that the attention kernel can
+// copy from any page through one description of it.
+//
+// Threads: externally synchronised. Pages are filled on the stream that computes with them.
+#pragma once
+
+#include <absl/status/statusor.h>
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <vector>
+
+#include "engine_adapter/llama_cuda/device_memory.h"
+#include "engine_adapter/paging/kv_layout.h"
+#include "engine_adapter/paging/page_memory.h"
+#include "kernels/cuda/attention.h"
+
+namespace kvstore::engine {
+
+class CudaPages final : public PageMemory {
+ public:
+  // Errors: ResourceExhausted, no room on the device; InvalidArgument, a layout that the attention
+  // kernel does not read.
+  static absl::StatusOr<std::unique_ptr<CudaPages>> Create(const KvLayout& layout,
+                                                           int64_t num_pages, cudaStream_t stream);
+
+  absl::StatusOr<Page> Allocate(Fill fill) override;
+  const kernels::cuda::KvPool& pool() const { return pool_; }
+  int64_t num_pages() const { return num_pages_; }
+
+ protected:
+  void Free(std::byte* page) override { free_.push_back(page); }
+
+ private:
+  CudaPages(const KvLayout& layout, int64_t num_pages, cudaStream_t stream)
+      : layout_(layout), num_pages_(num_pages), stream_(stream) {}
+
+  const KvLayout layout_;
+  const int64_t num_pages_;
+  const cudaStream_t stream_;
+  DeviceMemory memory_;
+  kernels::cuda::KvPool pool_;
+  std::vector<std::byte*> free_;  // the last one is taken first
+};
+
+}  // namespace kvstore::engine
