@@ -44,7 +44,8 @@ class GemmPlansTest : public testing::Test {
     ASSERT_EQ(lt_.Create(&library_.handle), CUBLAS_STATUS_SUCCESS);
   }
   void TearDown() override {
-    if (stream_ != nullptr) EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
+    if (stream_ == nullptr) return;
+    EXPECT_EQ(cudaStreamDestroy(stream_), cudaSuccess);
   }
 
   static DeviceMemory Allocate(size_t num_bytes) {
