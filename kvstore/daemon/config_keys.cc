@@ -1,7 +1,6 @@
 #include "kvstore/daemon/config_keys.h"
 
 #include <algorithm>
-#include <charconv>
 #include <set>
 #include <utility>
 
@@ -10,120 +9,17 @@
 #include "kvstore/base/namespace_spec.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
-#include "kvstore/base/units.h"
+#include "kvstore/daemon/config_rows.h"
+#include "kvstore/daemon/config_values.h"
 #include "kvstore/metrics/http_server.h"
 
 namespace kvstore::daemon {
 namespace {
 
-using Values = std::vector<std::string>;
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr uint64_t kGiB = uint64_t{1} << 30;
 constexpr uint64_t kTiB = uint64_t{1} << 40;
 constexpr uint64_t kDefaultDramBytesMax = 8 * kGiB;
-
-absl::Status OutOfRange() { return absl::InvalidArgumentError("out of range"); }
-
-absl::StatusOr<uint64_t> ParseInteger(std::string_view text, uint64_t low, uint64_t high) {
-  uint64_t value = 0;
-  auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size())
-    return absl::InvalidArgumentError("not an integer");
-  if (value < low || value > high) return OutOfRange();
-  return value;
-}
-
-// Row builders: one a type, so that a row reads as what it is.
-
-template <auto Section, auto Field>
-ConfigKey IntegerKey(std::string_view name, std::string_view default_text, std::string_view valid,
-                     std::string_view meaning, std::pair<uint64_t, uint64_t> range) {
-  return {.name = name,
-          .type = "integer",
-          .default_text = default_text,
-          .valid = valid,
-          .meaning = meaning,
-          .parse = [range](const Values& v, const Machine&, Config* c) -> absl::Status {
-            ASSIGN_OR_RETURN((c->*Section).*Field, ParseInteger(v[0], range.first, range.second));
-            return absl::OkStatus();
-          },
-          .print = [](const Config& c) { return absl::StrCat((c.*Section).*Field); }};
-}
-
-// As sizes below: printed so that it can be given back.
-std::string PrintDuration(absl::Duration value) {
-  if (value % absl::Seconds(1) == absl::ZeroDuration())
-    return absl::StrCat(absl::ToInt64Seconds(value), "s");
-  return absl::StrCat(absl::ToInt64Microseconds(value), "us");
-}
-
-template <auto Section, auto Field>
-ConfigKey DurationKey(std::string_view name, std::string_view default_text, std::string_view valid,
-                      std::string_view meaning, std::pair<absl::Duration, absl::Duration> range) {
-  return {.name = name,
-          .type = "time",
-          .default_text = default_text,
-          .valid = valid,
-          .meaning = meaning,
-          .parse = [range](const Values& v, const Machine&, Config* c) -> absl::Status {
-            ASSIGN_OR_RETURN(absl::Duration value, ParseDuration(v[0]));
-            if (value < range.first || value > range.second) return OutOfRange();
-            (c->*Section).*Field = value;
-            return absl::OkStatus();
-          },
-          .print = [](const Config& c) { return PrintDuration((c.*Section).*Field); }};
-}
-
-// A size is printed exactly, so that the printed configuration can be given back.
-std::string PrintBytes(uint64_t bytes) {
-  if (bytes != 0 && bytes % kGiB == 0) return absl::StrCat(bytes / kGiB, "GiB");
-  if (bytes != 0 && bytes % kMiB == 0) return absl::StrCat(bytes / kMiB, "MiB");
-  return absl::StrCat(bytes, "B");
-}
-
-enum class Percent { kOfMemory, kRefused };
-
-template <auto Section, auto Field>
-ConfigKey BytesKey(std::string_view name, std::string_view default_text, std::string_view valid,
-                   std::string_view meaning, Percent percent, std::pair<uint64_t, uint64_t> range) {
-  return {.name = name,
-          .type = "size",
-          .default_text = default_text,
-          .valid = valid,
-          .meaning = meaning,
-          .parse = [range, percent](const Values& v, const Machine& machine,
-                                    Config* c) -> absl::Status {
-            ASSIGN_OR_RETURN(
-                uint64_t value,
-                ParseBytes(v[0], percent == Percent::kOfMemory ? machine.memory_bytes : 0));
-            if (value < range.first || value > range.second) return OutOfRange();
-            (c->*Section).*Field = value;
-            return absl::OkStatus();
-          },
-          .print = [](const Config& c) { return PrintBytes((c.*Section).*Field); }};
-}
-
-// With commas, or as TOML where that would be read as something else.
-std::string PrintList(const Values& values) {
-  const bool is_plain = std::ranges::none_of(values, [&](const std::string& value) {
-    return value.find(',') != std::string::npos || value.empty() || value.starts_with('[');
-  });
-  if (is_plain) return absl::StrJoin(values, ",");
-  std::string out = "[";
-  for (const std::string& value : values) {
-    out += out.size() > 1 ? ", \"" : "\"";
-    for (const char c : value) {
-      if (c == '"' || c == '\\') out += '\\';
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
-        absl::StrAppend(&out, "\\u", absl::Hex(static_cast<unsigned char>(c), absl::kZeroPad4));
-      } else {
-        out += c;
-      }
-    }
-    out += '"';
-  }
-  return out + "]";
-}
 
 absl::Status ParseListen(const Values& values, const Machine&, Config* config) {
   if (values.empty()) return absl::InvalidArgumentError("empty list");
@@ -193,40 +89,6 @@ ConfigKey WriteModeKey(std::string_view name, kvstore::policy::WriteMode Config:
               [field](const Config& c) {
                 return std::string(kvstore::policy::WriteModeName(c.policy.*field));
               }};
-}
-
-template <auto Section, auto Field>
-ConfigKey FileKey(std::string_view name, std::string_view default_text, std::string_view meaning) {
-  return {.name = name,
-          .type = "path",
-          .default_text = default_text,
-          .valid = "an absolute path; empty: none",
-          .meaning = meaning,
-          .parse = [](const Values& v, const Machine&, Config* c) -> absl::Status {
-            if (!v[0].empty() && !v[0].starts_with('/'))
-              return absl::InvalidArgumentError("not an absolute path");
-            (c->*Section).*Field = v[0];
-            return absl::OkStatus();
-          },
-          .print = [](const Config& c) { return (c.*Section).*Field; }};
-}
-
-// A text that is one of a few.
-template <auto Section, auto Field>
-ConfigKey NameKey(std::string_view name, std::string_view default_text, std::string_view valid,
-                  std::string_view meaning, std::vector<std::string> choices) {
-  return {.name = name,
-          .type = "name",
-          .default_text = default_text,
-          .valid = valid,
-          .meaning = meaning,
-          .parse = [choices](const Values& v, const Machine&, Config* c) -> absl::Status {
-            if (std::ranges::find(choices, v[0]) == choices.end())
-              return absl::InvalidArgumentError("no such name");
-            (c->*Section).*Field = v[0];
-            return absl::OkStatus();
-          },
-          .print = [](const Config& c) { return (c.*Section).*Field; }};
 }
 
 void AddServerKeys(std::vector<ConfigKey>* keys) {
