@@ -8,8 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
-#include "kernels/cuda_page_checksum.h"
-#include "kernels/cuda_page_copy.h"
+#include "kernels/cuda/page_checksum.h"
+#include "kernels/cuda/page_copy.h"
 #include "kernels/page_checksum.h"
 #include "kvstore/base/clock.h"
 #include "kvstore/base/status_macros.h"

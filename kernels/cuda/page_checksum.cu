@@ -4,7 +4,7 @@
 //   chunk  = 16 bytes = two lanes of a stripe; thread t of the warp has the chunks t and t + 32:
 //            stripes t / 4 and t / 4 + 8, lanes 2 * (t % 4) and the next
 //   secret = 24 words of 8 bytes; lane i of stripe s is keyed by word s + i
-#include "kernels/cuda_page_checksum.h"
+#include "kernels/cuda/page_checksum.h"
 
 #include <algorithm>
 

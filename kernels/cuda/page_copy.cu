@@ -2,7 +2,7 @@
 // in flight before its first store.
 //
 //   fragment = rounds of [8][32] vectors of 16 bytes; vector i of thread t lies at 32 * i + t
-#include "kernels/cuda_page_copy.h"
+#include "kernels/cuda/page_copy.h"
 
 namespace kvstore::kernels {
 namespace {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/cuda_page_checksum.h"
-#include "kernels/cuda_page_copy.h"
+#include "kernels/cuda/page_checksum.h"
+#include "kernels/cuda/page_copy.h"
 #include "kernels/page_checksum.h"
 
 namespace kvstore::kernels {
