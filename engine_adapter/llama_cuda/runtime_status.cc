@@ -25,15 +25,20 @@ absl::StatusCode CodeOf(cudaError_t result) {
   }
 }
 
+std::string TextOf(cudaError_t result) {
+  // The runtime says the same of a machine that has none.
+  if (result == cudaErrorInsufficientDriver)
+    return "there is no NVIDIA driver, or one older than 580, the first for CUDA 13";
+  return absl::StrCat(cudaGetErrorName(result), ", ", cudaGetErrorString(result));
+}
+
 }  // namespace
 
 absl::Status RuntimeStatus(cudaError_t result, std::string_view what) {
   if (result == cudaSuccess) return absl::OkStatus();
   // An error that can be survived is forgotten here, or the next launch would report it as its own.
   cudaGetLastError();
-  return absl::Status(CodeOf(result),
-                      absl::StrCat(std::string(what), ": ", cudaGetErrorName(result), ", ",
-                                   cudaGetErrorString(result)));
+  return absl::Status(CodeOf(result), absl::StrCat(std::string(what), ": ", TextOf(result)));
 }
 
 }  // namespace kvstore::engine
