@@ -15,7 +15,8 @@ auto Join(size_t num_reports, Done done) {
     Done done;
   };
   // Shared by the callbacks of all tiers.
-  auto joined = std::make_shared<Joined>(num_reports, absl::OkStatus(), std::move(done));
+  auto joined = std::make_shared<Joined>(
+      Joined{.left = num_reports, .status = absl::OkStatus(), .done = std::move(done)});
   return [joined](absl::Status status) {
     joined->status.Update(status);
     if (--joined->left == 0) joined->done(std::move(joined->status));

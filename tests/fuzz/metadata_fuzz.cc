@@ -24,7 +24,8 @@ void OnSpec(const std::string& bytes) {
 void OnNamespace(const std::string& record) {
   store::TenantTable tenants(4, {});
   store::NamespaceTable table(4, tenants);
-  const absl::StatusOr<store::Namespace*> ns = table.Restore(record);
+  uint64_t recorded = 0;
+  const absl::StatusOr<store::Namespace*> ns = table.Restore(record, &recorded);
   if (!ns.ok()) {
     REQUIRE(absl::IsDataLoss(ns.status()));
     REQUIRE(table.size() == 0);
@@ -32,9 +33,9 @@ void OnNamespace(const std::string& record) {
   }
   REQUIRE(table.size() == 1 && table.Find((*ns)->fingerprint) == *ns);
   REQUIRE((*ns)->fingerprint == (*ns)->spec.ComputeFingerprint());
-  REQUIRE(store::NamespaceTable::EncodeRecord(**ns) == record);
+  REQUIRE(store::NamespaceTable::EncodeRecord(**ns) == record && recorded == (*ns)->epoch);
   // A second time changes nothing, and a clear makes it newer.
-  REQUIRE(*table.Restore(record) == *ns && table.size() == 1);
+  REQUIRE(*table.Restore(record, &recorded) == *ns && table.size() == 1);
   const uint64_t epoch = (*ns)->epoch;
   REQUIRE(table.Advance(*ns).ok() && (*ns)->epoch > epoch);
 }
