@@ -114,7 +114,7 @@ absl::StatusOr<Reply> Receive(int fd, absl::Duration timeout) {
   message.msg_control = control.data();
   message.msg_controllen = control.size();
   const ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (got > 0) TakeDescriptors(message, &reply);
+  if (got >= 0) TakeDescriptors(message, &reply);  // an empty packet may have some, too
   if (got == 0) return Lost("it closed the memory socket");
   if (got < 0) return Lost(std::strerror(errno));
   if (got != static_cast<ssize_t>(sizeof reply.message) || (message.msg_flags & MSG_TRUNC) != 0) {

@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kNamespaceIdsMax = 65535;  // index::Node::ns is 16 bits
 constexpr char kRecordMagic[] = "kvnr1";    // on disk
+constexpr uint64_t kEpochMax = uint64_t{1} << 62;
 
 // The first field in which two specs of one name differ, for the error message.
 std::string FirstDifference(const NamespaceSpec& a, const NamespaceSpec& b) {
@@ -125,6 +126,8 @@ absl::StatusOr<Namespace*> NamespaceTable::Restore(std::string_view record,
     return absl::DataLossError("namespace record: unknown encoding");
   std::memcpy(&epoch, record.data() + magic, sizeof epoch);
   std::memcpy(&name_bytes, record.data() + magic + sizeof epoch, sizeof name_bytes);
+  // From there on a clear could not make it newer for long; no store gets there by itself.
+  if (epoch > kEpochMax) return absl::DataLossError("namespace record: damaged epoch");
   if (name_bytes > kSpecStringBytesMax || name_bytes > record.size() - fixed)
     return absl::DataLossError("namespace record: damaged name");
   std::string name(record.substr(fixed, name_bytes));

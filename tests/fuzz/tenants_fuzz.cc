@@ -6,6 +6,8 @@
 // within the bounds of the contract; the file that says the same in another way reads the same; an
 // error shows no salt.
 #include <set>
+#include <sstream>
+#include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -84,6 +86,18 @@ void CheckAccess(const std::vector<TenantRule>& rules) {
   REQUIRE(access.Callers().size() <= 2 + kTenantUidsMax + rules.size());
 }
 
+constexpr char kSaltBytes[] = "5f0c9b5f0c9b";
+
+// Some line has it that sets no salt.
+bool IsElsewhere(const std::string& text) {
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.find(kSaltBytes) != std::string::npos && line.find("salt") == std::string::npos)
+      return true;
+  }
+  return text.find("salt") == std::string::npos;
+}
+
 }  // namespace
 }  // namespace kvstore::service
 
@@ -94,9 +108,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t bytes) {
   const auto rules = ParseTenants(text, "fuzz");
   if (!rules.ok()) {
     REQUIRE(absl::IsInvalidArgument(rules.status()));
-    // The corpus and the dictionary write salts with this.
-    REQUIRE(std::string(rules.status().message()).find("5f0c9b5f0c9b") == std::string::npos ||
-            text.find("salt") == std::string::npos);
+    // The corpus and the dictionary write salts with this; elsewhere it is no secret.
+    const std::string message(rules.status().message());
+    REQUIRE(message.find(kSaltBytes) == std::string::npos || IsElsewhere(text));
     return 0;
   }
   CheckRules(*rules);

@@ -185,12 +185,14 @@ absl::Status PageEncryption::Decode(std::string_view bytes) {
   }
   for (uint32_t i = 0; i < num_checks; ++i) {
     const auto id = Take<uint32_t>(in);
+    if (key_checks_.contains(id)) return damaged("a key twice");
     key_checks_[id] = Take<std::array<uint8_t, 16>>(in);
   }
   for (uint32_t i = 0; i < num_secrets; ++i) {
     EpochId id;
     id.first.bytes = Take<std::array<uint8_t, Fingerprint::kBytes>>(in);
     id.second = Take<uint64_t>(in);
+    if (ciphers_.contains(id)) return damaged("an epoch twice");
     EpochSecret secret = Take<EpochSecret>(in);
     Add(id, secret);
     OPENSSL_cleanse(secret.data(), secret.size());
