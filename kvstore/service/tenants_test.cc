@@ -13,6 +13,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 std::string ErrorOf(std::string_view toml) {
   const absl::StatusOr<std::vector<TenantRule>> rules = ParseTenants(toml, "t.toml");
@@ -93,7 +94,13 @@ TEST(Tenants, WhatIsWrongIsNamedWithItsLineAndWhatIsValid) {
 
 TEST(Tenants, ASaltIsNeverInAMessage) {
   EXPECT_THAT(ErrorOf("[tenant.a]\nsalt = \"s3cr3ts3cr3ts3cr3ts3cr3ts3cr3ts3cr3t\"\n"),
-              ::testing::Not(HasSubstr("s3cr3t")));
+              Not(HasSubstr("s3cr3t")));
+}
+
+TEST(Tenants, WhatIsNotTomlIsPlacedAndNotQuoted) {
+  const std::string digits(32, '7');  // a salt without its quotes is too large a number
+  EXPECT_THAT(ErrorOf("[tenant.a]\nsalt = " + digits + "\n"),
+              AllOf(HasSubstr("t.toml:2:"), HasSubstr("not TOML"), Not(HasSubstr("7777"))));
 }
 
 TEST(Tenants, TooManyAreRefused) {

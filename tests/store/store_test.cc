@@ -1,53 +1,14 @@
 // What the store promises, one behaviour a test, on virtual time.
-#include "kvstore/store/store.h"
-
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "tests/store/store_fixture.h"
+#include "tests/store/store_test.h"
 
 namespace kvstore::tests {
 namespace {
 
 using store::ReserveState;
 using testing::HasSubstr;
-
-class StoreTest : public testing::Test {
- protected:
-  void Make(const StoreFixture::Options& options) {
-    f = std::make_unique<StoreFixture>(options);
-    opened = f->Open(TestSpec("m"));
-    ns = opened.id;
-    session = *f->core->OpenSession("default");
-  }
-  StoreTest() { Make({}); }
-  ~StoreTest() override {
-    const absl::Status status = f->core->CheckInvariants();
-    EXPECT_TRUE(status.ok()) << status;
-  }
-  std::vector<BlockHash> Hashes(uint32_t branch, size_t n, size_t shared = 0) {
-    return Chain(opened.fingerprint, branch, n, shared);
-  }
-  std::unique_ptr<Acquired> Acquire(const std::vector<BlockHash>& hashes,
-                                    bool can_read_gpu = false) {
-    auto acquired = std::make_unique<Acquired>();
-    f->core->Acquire(session, ns, hashes, {.can_read_gpu = can_read_gpu}, acquired->Observer());
-    return acquired;
-  }
-  uint64_t UsedPages(const FaultyTier& tier) { return tier.stats().used_pages; }
-
-  std::unique_ptr<StoreFixture> f;
-  store::Store::OpenedNamespace opened;
-  NamespaceId ns;
-  SessionId session;
-};
-
-StoreFixture::Options Without(bool gpu, bool nvme) {
-  StoreFixture::Options o;
-  o.has_gpu = gpu;
-  o.has_nvme = nvme;
-  return o;
-}
 
 TEST_F(StoreTest, CommittedPrefixIsAcquiredInPlace) {
   const auto hashes = Hashes(1, 10);
@@ -119,90 +80,6 @@ TEST_F(StoreTest, BlocksThatADiskCouldNotTakeReachItWhenItIsBack) {
   f->Settle(absl::Seconds(1));
   EXPECT_EQ(UsedPages(f->nvme), 20u);
   EXPECT_TRUE(f->core->CheckInvariants().ok()) << f->core->CheckInvariants();
-}
-
-TEST_F(StoreTest, EvictNeverRemovesTheLastCopy) {
-  Make(Without(false, false));
-  const auto hashes = Hashes(1, 5);
-  f->Put(session, ns, hashes);
-  const auto result = f->core->Evict(ns, TierKind::kDram);
-  EXPECT_EQ(result.blocks, 0u);
-  EXPECT_EQ(result.skipped_blocks, 5u);
-  EXPECT_EQ(f->core->Match(ns, hashes).matched_blocks, 5u);
-}
-
-TEST_F(StoreTest, WriteBackCopiesOnlyWhenRoomIsNeeded) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  o.dram.num_slabs = 1;  // 64 slots
-  Make(o);
-  f->Put(session, ns, Hashes(1, 20));
-  f->Settle();
-  EXPECT_EQ(UsedPages(f->nvme), 0u);
-  for (uint32_t branch = 2; branch < 8; ++branch) {
-    f->Put(session, ns, Hashes(branch, 20));
-    f->Settle();
-  }
-  EXPECT_GT(UsedPages(f->nvme), 0u);
-  EXPECT_EQ(f->core->Match(ns, Hashes(1, 20)).matched_blocks, 20u) << "demoted, not dropped";
-}
-
-TEST_F(StoreTest, EvictionIsLeafFirst) {
-  StoreFixture::Options o = Without(false, false);
-  o.dram.num_slabs = 1;  // 64 slots
-  Make(o);
-  f->Put(session, ns, Hashes(1, 40));
-  f->Put(session, ns, Hashes(2, 40));
-  // The first chain gave its tail, not its head.
-  const uint32_t left = f->core->Match(ns, Hashes(1, 40)).matched_blocks;
-  EXPECT_EQ(f->core->Match(ns, Hashes(2, 40)).matched_blocks, 40u);
-  EXPECT_EQ(left, 24u);
-}
-
-// As an engine saves while it computes: parents are older than children, and still the tail goes
-// first.
-TEST_F(StoreTest, PrefixSavedInPartsIsEvictedFromItsTail) {
-  StoreFixture::Options o = Without(false, false);
-  o.dram.num_slabs = 32;  // 2,048 slots
-  Make(o);
-  for (uint32_t branch = 1; branch <= 5; ++branch) {
-    const auto hashes = Hashes(branch, 1024);
-    for (uint32_t first = 0; first < 1024; first += 64) {
-      f->clock.Advance(absl::Seconds(1));
-      const std::span<const BlockHash> part(hashes.begin() + first, 64);
-      const auto parent = first == 0 ? std::nullopt : std::optional(hashes[first - 1]);
-      const auto r = f->core->Reserve(session, ns, parent, first, part, TierKind::kDram);
-      ASSERT_TRUE(r.ok()) << r.status();
-      std::vector<store::CommitBlock> commit;
-      for (uint32_t i = 0; i < 64; ++i) {
-        ASSERT_EQ(r->blocks[i].state, ReserveState::kReserved)
-            << "branch " << branch << " block " << first + i;
-        commit.push_back({.block = i, .page_checksum = ContentOf(part[i])});
-      }
-      ASSERT_TRUE(f->core->Commit(session, r->reservation, commit).ok());
-    }
-    EXPECT_EQ(f->core->Match(ns, hashes).matched_blocks, 1024u);
-  }
-  EXPECT_EQ(f->core->Match(ns, Hashes(4, 1024)).matched_blocks, 1024u)
-      << "the older ones went first";
-  EXPECT_EQ(f->core->Match(ns, Hashes(3, 1024)).matched_blocks, 0u);
-}
-
-// Both tiers full, written through: blocks whose last copy lies in DRAM above a child on NVMe must
-// not pile up.
-TEST_F(StoreTest, FullTiersOfEqualSizeKeepTakingPrompts) {
-  StoreFixture::Options o = Without(false, true);
-  o.dram.num_slabs = o.nvme.num_slabs = 8;  // 512 slots each
-  Make(o);
-  for (uint32_t branch = 1; branch <= 40; ++branch) {
-    const auto hashes = Hashes(branch, 100);
-    size_t stored = 0;
-    for (int attempt = 0; attempt < 20 && stored < 100; ++attempt) {
-      stored += f->Put(session, ns, hashes);
-      f->Settle();
-    }
-    ASSERT_EQ(f->core->Match(ns, hashes).matched_blocks, 100u) << "branch " << branch;
-  }
 }
 
 TEST_F(StoreTest, LeasedBlocksAreNotEvicted) {
@@ -509,114 +386,6 @@ TEST_F(StoreTest, VerifyFindsDamageAndRepairsFromAnotherTier) {
   const auto a = Acquire(hashes);
   f->Settle();
   EXPECT_EQ(a->matched_blocks, 12u);
-}
-
-TEST_F(StoreTest, DrainWritesBackWhatIsOnlyInMemoryAndRefusesSaves) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  Make(o);
-  f->Put(session, ns, Hashes(1, 20));
-  bool drained = false;
-  f->core->Drain([&](auto result) { drained = result.ok(); });
-  EXPECT_TRUE(absl::IsUnavailable(
-      f->core->Reserve(session, ns, std::nullopt, 0, Hashes(2, 1), TierKind::kDram).status()));
-  f->Settle();
-  EXPECT_TRUE(drained);
-  EXPECT_EQ(UsedPages(f->nvme), 20u);
-}
-
-TEST_F(StoreTest, DrainWritesMoreThanTheQueueHolds) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  o.dram.num_slabs = o.nvme.num_slabs = 256;  // 16,384 slots, so that no watermark is reached
-  Make(o);
-  for (uint32_t branch = 1; branch <= 5; ++branch) f->Put(session, ns, Hashes(branch, 1000));
-  ASSERT_EQ(UsedPages(f->nvme), 0u);
-  bool drained = false;
-  f->core->Drain([&](auto result) { drained = result.ok(); });
-  f->Settle(absl::Seconds(60));
-  EXPECT_TRUE(drained);
-  EXPECT_EQ(UsedPages(f->nvme), 5000u);
-}
-
-TEST_F(StoreTest, ADrainTellsWhatItWroteAndWhatOnlyMemoryHolds) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  Make(o);
-  f->Put(session, ns, Hashes(1, 20));
-  absl::StatusOr<store::DrainResult> first = absl::InternalError("not called");
-  absl::StatusOr<store::DrainResult> second = absl::InternalError("not called");
-  f->core->Drain([&](auto result) { first = result; });
-  f->core->Drain([&](auto result) { second = result; });  // joins
-  EXPECT_TRUE(f->core->status().is_draining);
-  f->Settle();
-  ASSERT_TRUE(first.ok() && second.ok()) << first.status() << second.status();
-  EXPECT_EQ(first->written_blocks, 20u);
-  EXPECT_EQ(first->memory_only_blocks, 0u);
-  EXPECT_EQ(second->written_blocks, 20u);
-  EXPECT_EQ(f->core->drain_progress().waiting_blocks, 0u);
-}
-
-TEST_F(StoreTest, ADrainThatTheDiskDoesNotTakeEndsAndSaysWhatIsLeft) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  Make(o);
-  f->Put(session, ns, Hashes(1, 20));
-  f->nvme.set_state(tiers::TierState::kReadOnly);
-  absl::StatusOr<store::DrainResult> result = absl::InternalError("not called");
-  f->core->Drain([&](auto r) { result = r; });
-  f->Settle();
-  ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(result->written_blocks, 0u);
-  EXPECT_EQ(result->memory_only_blocks, 20u);
-  // The disk is well again: a second drain finds what the first one could not write.
-  f->nvme.set_state(tiers::TierState::kServing);
-  f->core->Drain([&](auto r) { result = r; });
-  f->Settle();
-  ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(result->memory_only_blocks, 0u);
-  EXPECT_EQ(UsedPages(f->nvme), 20u);
-}
-
-TEST_F(StoreTest, ResumeTakesSavesAgainAndEndsARunningDrain) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  Make(o);
-  f->Put(session, ns, Hashes(1, 20));
-  absl::StatusOr<store::DrainResult> result = absl::InternalError("not called");
-  f->core->Drain([&](auto r) { result = r; });
-  f->core->Resume();
-  EXPECT_TRUE(absl::IsCancelled(result.status())) << result.status();
-  EXPECT_FALSE(f->core->status().is_draining);
-  EXPECT_EQ(f->Put(session, ns, Hashes(2, 5)), 5u);
-  f->Settle();
-  f->core->Drain([&](auto r) { result = r; });
-  f->Settle();
-  ASSERT_TRUE(result.ok()) << result.status();
-  EXPECT_EQ(UsedPages(f->nvme), 25u);
-}
-
-// Who is in the middle of a save may finish it, and its blocks are not left behind in memory.
-TEST_F(StoreTest, WhatIsCommittedDuringADrainIsWrittenAtOnce) {
-  StoreFixture::Options o = Without(false, true);
-  o.store.policy.write_to_nvme = policy::WriteMode::kBack;
-  Make(o);
-  const auto hashes = Hashes(1, 4);
-  const auto reserved = f->core->Reserve(session, ns, std::nullopt, 0, hashes, TierKind::kDram);
-  ASSERT_TRUE(reserved.ok());
-  bool drained = false;
-  f->core->Drain([&](auto result) { drained = result.ok(); });
-  f->Settle();
-  EXPECT_TRUE(drained);
-  std::vector<store::CommitBlock> commit;
-  for (uint32_t i = 0; i < hashes.size(); ++i) {
-    const uint64_t content = ContentOf(hashes[i]);
-    std::memcpy(reserved->blocks[i].location.address, &content, sizeof content);
-    commit.push_back({.block = i, .page_checksum = content});
-  }
-  ASSERT_TRUE(f->core->Commit(session, reserved->reservation, commit).ok());
-  f->Settle();
-  EXPECT_EQ(UsedPages(f->nvme), 4u);
 }
 
 TEST_F(StoreTest, EveryCheckOfAPageIsCountedOnce) {

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kvstore/base/status_macros.h"
+#include "tiers/nvme/disk_bytes.h"
 
 namespace kvstore::tiers {
 namespace {
@@ -19,20 +20,6 @@ constexpr uint32_t kVersion = 1;
 constexpr size_t kHeaderBytes = 8 + 4 * 4;
 constexpr size_t kCheckBytes = 4 + 16;
 constexpr size_t kSecretBytes = 16 + 8 + kKeyBytes;
-
-template <typename T>
-void Append(std::string& out, const T& value) {
-  out.append(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-// Takes from the front of `in`, whose length was checked.
-template <typename T>
-T Take(std::string_view& in) {
-  T value;
-  std::memcpy(&value, in.data(), sizeof value);
-  in.remove_prefix(sizeof value);
-  return value;
-}
 
 }  // namespace
 

@@ -1,12 +1,9 @@
 #include "tiers/nvme/record_format.h"
 
-#include <bit>
-#include <cstring>
+#include "tiers/nvme/disk_bytes.h"
 
 namespace kvstore::tiers {
 namespace {
-
-static_assert(std::endian::native == std::endian::little, "on disk: little-endian");
 
 constexpr uint8_t kPlainVersion = 1;
 constexpr uint8_t kEncryptedVersion = 2;  // and the key's ID at the end
@@ -20,20 +17,6 @@ void AppendBigEndian(std::string& out, T value) {
   for (int shift = 8 * (static_cast<int>(sizeof value) - 1); shift >= 0; shift -= 8) {
     out.push_back(static_cast<char>(value >> shift));
   }
-}
-
-template <typename T>
-void Append(std::string& out, const T& value) {
-  out.append(reinterpret_cast<const char*>(&value), sizeof value);
-}
-
-// Takes from the front of `in`, whose length was checked.
-template <typename T>
-T Take(std::string_view& in) {
-  T value;
-  std::memcpy(&value, in.data(), sizeof value);
-  in.remove_prefix(sizeof value);
-  return value;
 }
 
 template <typename T>
