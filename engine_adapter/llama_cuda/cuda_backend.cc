@@ -60,6 +60,7 @@ class DenseCudaBackend final : public CudaBackend {
   const std::shared_ptr<transfer::CudaContext>& context() const override { return context_; }
   const std::shared_ptr<transfer::AddressRange>& addresses() const override { return addresses_; }
   cudaStream_t stream() const override { return stream_; }
+  uint32_t multiprocessors() const override { return static_cast<uint32_t>(multiprocessors_); }
 
  private:
   absl::Status OpenDevice();
