@@ -266,6 +266,7 @@ void CpuBackend::Attend(const ForwardPass& pass, int64_t layer, RowRange rows) {
       .kv_type = layout_.dtype == KvDtype::kBf16 ? kernels::KvType::kBf16 : kernels::KvType::kF32,
       .group = config_.num_heads / config_.num_kv_heads,
       .head_dim = config_.head_dim,
+      .value_dim = config_.head_dim,
       .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
       .first_position = pass.first_position};
   const int64_t piece_tokens = kernels::kAttentionRowsMax / args.group;
