@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -24,6 +25,8 @@ using kernels::CpuKernels;
 constexpr int64_t kGemmRows = 192;
 constexpr int64_t kGemmRowMultiple = 12;  // of the register tiles of every instruction set
 constexpr int64_t kRowsPerPiece = 16;     // of norm, rope and activation
+// Rows whose logits are computed in one product: all tile shapes of one read of the weights.
+constexpr int64_t kLogitRows = kGemmRowMultiple;
 // Row strides that are powers of two would put the rows of a register tile into the same cache set.
 constexpr int64_t kStridePad = 16;
 
@@ -36,11 +39,31 @@ struct RowRange {
   int64_t size() const { return end - begin; }
 };
 
-// Activations of one pass: [rows, columns] of float32 with a padded stride.
+// Activations of one batch: [rows, columns] of float32 with a padded stride.
 struct Activation {
   float* data = nullptr;
   int64_t stride = 0;
+
+  float* row(int64_t index) const { return data + index * stride; }
 };
+
+// A pass and the rows of the activations that are its tokens.
+struct PlacedPass {
+  const ForwardPass* pass = nullptr;
+  RowRange rows;
+
+  bool has_logits() const { return !pass->logits.empty(); }
+};
+
+// Tokens [token_begin, token_end) of a pass, counted from its first one.
+struct AttentionPiece {
+  const PlacedPass* placed = nullptr;
+  int64_t token_begin = 0;
+  int64_t token_end = 0;
+};
+
+// The rows that a layer computes an output for: the last layer's are read by the logits alone.
+enum class OutputRows : uint8_t { kAll, kOfLogits };
 
 int AvailableCpus() {
   cpu_set_t set;
@@ -72,19 +95,23 @@ class CpuBackend final : public Backend {
   PageMemory& page_memory() override { return pages_; }
   std::string_view numerics_class() const override { return "cpu-fma-chain-attn128-v1"; }
   std::string_view device_name() const override { return kernels_.name; }
-  absl::Status Forward(const ForwardPass& pass) override;
+  absl::Status Forward(const ForwardPass& pass) override { return ForwardBatch({&pass, 1}); }
+  absl::Status ForwardBatch(std::span<const ForwardPass> passes) override;
 
  private:
   absl::Status AllocateWorkSpace();
-  void Embed(const ForwardPass& pass);
-  void FillRope(const ForwardPass& pass);
+  void PlacePasses(std::span<const ForwardPass> passes);
+  void Embed(const PlacedPass& placed);
+  void FillRope(const PlacedPass& placed);
   void Norm(RowRange rows, const Activation* residual, const std::vector<float>& weight);
   void Gemm(RowRange rows, const Activation& a, const PackedMatrix& matrix, const Activation& c);
-  void RotateAndStore(const ForwardPass& pass, int64_t layer);
-  void Attend(const ForwardPass& pass, int64_t layer, RowRange rows);
+  void RotateAndStore(const PlacedPass& placed, int64_t layer);
+  void CutAttention(OutputRows wanted);
+  void Attend(int64_t layer);
+  RowRange KeepLogitRows();
   void FeedForward(RowRange rows, const CpuLayerWeights& layer);
-  bool RunLayer(const ForwardPass& pass, int64_t layer, RowRange rows_out);
-  void ComputeLogits(const ForwardPass& pass);
+  bool RunLayer(int64_t layer, OutputRows wanted);
+  void ComputeLogits();
   template <typename Call>
   void ForRows(RowRange rows, Call call);
   float* scratch(int thread) { return scratch_ + thread * scratch_floats_; }
@@ -99,6 +126,11 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   CpuWeights weights_;
 
+  // The batch in progress; room for rows_max_ of each from the start.
+  std::vector<PlacedPass> placed_;
+  std::vector<AttentionPiece> attention_pieces_;
+  int64_t rows_ = 0;
+
   AlignedBuffer work_space_;  // everything below
   Activation x_;              // [rows, H] residual stream, without the last projection
   Activation normed_;         // [rows, H]
@@ -107,6 +139,7 @@ class CpuBackend final : public Backend {
   Activation projected_;      // [rows, H] output of o or down, added to x_ by the next norm
   Activation gate_up_;        // [rows, 2 I]
   Activation activated_;      // [rows, I]
+  Activation logits_;         // [min(rows, kLogitRows), vocab]
   float* cosine_ = nullptr;   // [rows, head_dim / 2]
   float* sine_ = nullptr;
   float* scratch_ = nullptr;  // [threads, scratch_floats_]
@@ -121,10 +154,15 @@ absl::Status CpuBackend::AllocateWorkSpace() {
     int64_t floats;
   };
   std::vector<Part> parts;
-  const auto add = [&](Activation& activation, int64_t columns) {
+  const auto add_rows = [&](Activation& activation, int64_t rows, int64_t columns) {
     activation.stride = RoundUp(columns, 16) + kStridePad;
-    parts.push_back({&activation.data, rows_max_ * activation.stride});
+    parts.push_back({&activation.data, rows * activation.stride});
   };
+  const auto add = [&](Activation& activation, int64_t columns) {
+    add_rows(activation, rows_max_, columns);
+  };
+  placed_.reserve(static_cast<size_t>(rows_max_));
+  attention_pieces_.reserve(static_cast<size_t>(rows_max_));
   add(x_, config_.hidden_size);
   add(normed_, config_.hidden_size);
   add(qkv_, config_.query_size() + 2 * config_.kv_size());
@@ -132,6 +170,7 @@ absl::Status CpuBackend::AllocateWorkSpace() {
   add(projected_, config_.hidden_size);
   add(gate_up_, 2 * config_.intermediate_size);
   add(activated_, config_.intermediate_size);
+  add_rows(logits_, std::min(rows_max_, kLogitRows), config_.vocab_size);
   parts.push_back({&cosine_, rows_max_ * rope_.half()});
   parts.push_back({&sine_, rows_max_ * rope_.half()});
   parts.push_back({&scratch_, pool_.num_threads() * scratch_floats_});
@@ -155,21 +194,31 @@ void CpuBackend::ForRows(RowRange rows, Call call) {
   });
 }
 
-void CpuBackend::Embed(const ForwardPass& pass) {
-  const TensorView& table = source_.embedding();
-  const int64_t hidden = config_.hidden_size;
-  for (size_t row = 0; row < pass.token_ids.size(); ++row) {
-    CopyAsFloat(table, pass.token_ids[row] * hidden,
-                {x_.data + static_cast<int64_t>(row) * x_.stride, static_cast<size_t>(hidden)});
+// One row after another, each pass its rows.
+void CpuBackend::PlacePasses(std::span<const ForwardPass> passes) {
+  placed_.clear();
+  rows_ = 0;
+  for (const ForwardPass& pass : passes) {
+    const auto tokens = static_cast<int64_t>(pass.token_ids.size());
+    placed_.push_back({.pass = &pass, .rows = {rows_, rows_ + tokens}});
+    rows_ += tokens;
   }
 }
 
-void CpuBackend::FillRope(const ForwardPass& pass) {
-  const auto rows = static_cast<int64_t>(pass.token_ids.size());
-  ForRows({0, rows}, [&](int64_t begin, int64_t end) {
+void CpuBackend::Embed(const PlacedPass& placed) {
+  const TensorView& table = source_.embedding();
+  const int64_t hidden = config_.hidden_size;
+  int64_t row = placed.rows.begin;
+  for (const uint32_t token : placed.pass->token_ids) {
+    CopyAsFloat(table, token * hidden, {x_.row(row++), static_cast<size_t>(hidden)});
+  }
+}
+
+void CpuBackend::FillRope(const PlacedPass& placed) {
+  ForRows(placed.rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      rope_.Fill(pass.first_position + row, cosine_ + row * rope_.half(),
-                 sine_ + row * rope_.half());
+      rope_.Fill(placed.pass->first_position + row - placed.rows.begin,
+                 cosine_ + row * rope_.half(), sine_ + row * rope_.half());
     }
   });
 }
@@ -217,19 +266,20 @@ void CpuBackend::Gemm(RowRange rows, const Activation& a, const PackedMatrix& ma
   });
 }
 
-void CpuBackend::RotateAndStore(const ForwardPass& pass, int64_t layer) {
+void CpuBackend::RotateAndStore(const PlacedPass& placed, int64_t layer) {
   const CpuLayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
   const auto epsilon = static_cast<float>(config_.rms_norm_eps);
-  kernels::RopeArgs q{.x = qkv_.data,
+  const int64_t first = placed.rows.begin;  // the kernels count rows from the pass's first token
+  kernels::RopeArgs q{.x = qkv_.row(first),
                       .x_stride = qkv_.stride,
                       .heads = config_.num_heads,
                       .head_dim = config_.head_dim,
-                      .cos = cosine_,
-                      .sin = sine_,
+                      .cos = cosine_ + first * rope_.half(),
+                      .sin = sine_ + first * rope_.half(),
                       .norm_weight = weights.q_norm.empty() ? nullptr : weights.q_norm.data(),
                       .norm_epsilon = epsilon};
   kernels::RopeArgs k = q;
-  k.x = qkv_.data + config_.query_size();
+  k.x = q.x + config_.query_size();
   k.heads = config_.num_kv_heads;
   k.norm_weight = weights.k_norm.empty() ? nullptr : weights.k_norm.data();
   kernels::KvStoreArgs store_k{
@@ -237,15 +287,15 @@ void CpuBackend::RotateAndStore(const ForwardPass& pass, int64_t layer) {
       .x_stride = qkv_.stride,
       .kv_heads = config_.num_kv_heads,
       .head_dim = config_.head_dim,
-      .pages = pass.write_pages,
+      .pages = placed.pass->write_pages,
       .block_tokens = layout_.block_tokens,
       .offset = layout_.k_offset(layer),
       .kv_type = layout_.dtype == KvDtype::kBf16 ? kernels::KvType::kBf16 : kernels::KvType::kF32,
-      .first_position = pass.first_position};
+      .first_position = placed.pass->first_position};
   kernels::KvStoreArgs store_v = store_k;
   store_v.x = k.x + config_.kv_size();
   store_v.offset = layout_.v_offset(layer);
-  ForRows({0, static_cast<int64_t>(pass.token_ids.size())}, [&](int64_t begin, int64_t end) {
+  ForRows({0, placed.rows.size()}, [&](int64_t begin, int64_t end) {
     kernels_.rope(q, begin, end);
     kernels_.rope(k, begin, end);
     kernels_.store_kv(store_k, begin, end);
@@ -253,13 +303,36 @@ void CpuBackend::RotateAndStore(const ForwardPass& pass, int64_t layer) {
   });
 }
 
-void CpuBackend::Attend(const ForwardPass& pass, int64_t layer, RowRange rows) {
-  const kernels::AttentionArgs args{
-      .q = qkv_.data,
+// The pieces of all passes, the longest first, so that no thread starts one when the others are
+// done.
+void CpuBackend::CutAttention(OutputRows wanted) {
+  const int64_t piece_tokens =
+      kernels::kAttentionRowsMax / (config_.num_heads / config_.num_kv_heads);
+  attention_pieces_.clear();
+  for (const PlacedPass& placed : placed_) {
+    const int64_t end = placed.rows.size();
+    if (wanted == OutputRows::kOfLogits) {
+      if (placed.has_logits()) attention_pieces_.push_back({&placed, end - 1, end});
+      continue;
+    }
+    for (int64_t token = 0; token < end; token += piece_tokens) {
+      attention_pieces_.push_back({&placed, token, std::min(token + piece_tokens, end)});
+    }
+  }
+  const auto keys = [](const AttentionPiece& piece) {
+    return piece.placed->pass->first_position + piece.token_end;
+  };
+  const auto cost = [&keys](const AttentionPiece& piece) {
+    return keys(piece) * (piece.token_end - piece.token_begin);
+  };
+  std::sort(attention_pieces_.begin(), attention_pieces_.end(),
+            [&cost](const auto& a, const auto& b) { return cost(a) > cost(b); });
+}
+
+void CpuBackend::Attend(int64_t layer) {
+  kernels::AttentionArgs shared{
       .q_stride = qkv_.stride,
-      .out = attended_.data,
       .out_stride = attended_.stride,
-      .pages = pass.read_pages,
       .block_tokens = layout_.block_tokens,
       .k_offset = layout_.k_offset(layer),
       .v_offset = layout_.v_offset(layer),
@@ -267,18 +340,35 @@ void CpuBackend::Attend(const ForwardPass& pass, int64_t layer, RowRange rows) {
       .group = config_.num_heads / config_.num_kv_heads,
       .head_dim = config_.head_dim,
       .value_dim = config_.head_dim,
-      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim))),
-      .first_position = pass.first_position};
-  const int64_t piece_tokens = kernels::kAttentionRowsMax / args.group;
-  const int64_t token_pieces = CeilDiv(rows.size(), piece_tokens);
-  pool_.Run(token_pieces * config_.num_kv_heads, [&](int64_t piece, int thread) {
-    // The longest pieces first, so that no thread starts one when the others are done.
-    const int64_t from_last = piece / config_.num_kv_heads;
-    const int64_t token = rows.begin + (token_pieces - 1 - from_last) * piece_tokens;
-    kernels_.attention(
-        args, {piece % config_.num_kv_heads, token, std::min(token + piece_tokens, rows.end)},
-        scratch(thread));
+      .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(config_.head_dim)))};
+  const auto num_pieces = static_cast<int64_t>(attention_pieces_.size()) * config_.num_kv_heads;
+  pool_.Run(num_pieces, [&](int64_t index, int thread) {
+    const AttentionPiece& piece =
+        attention_pieces_[static_cast<size_t>(index / config_.num_kv_heads)];
+    kernels::AttentionArgs args = shared;
+    args.q = qkv_.row(piece.placed->rows.begin);
+    args.out = attended_.row(piece.placed->rows.begin);
+    args.pages = piece.placed->pass->read_pages;
+    args.first_position = piece.placed->pass->first_position;
+    kernels_.attention(args, {index % config_.num_kv_heads, piece.token_begin, piece.token_end},
+                       scratch(thread));
   });
+}
+
+// Moves the rows whose logits are wanted to the front of what the last layer still reads, in the
+// order of the passes.
+RowRange CpuBackend::KeepLogitRows() {
+  int64_t kept = 0;
+  for (const PlacedPass& placed : placed_) {
+    if (!placed.has_logits()) continue;
+    const int64_t row = placed.rows.end - 1;
+    if (row != kept) {
+      std::copy_n(x_.row(row), config_.hidden_size, x_.row(kept));
+      std::copy_n(attended_.row(row), config_.query_size(), attended_.row(kept));
+    }
+    ++kept;
+  }
+  return {0, kept};
 }
 
 void CpuBackend::FeedForward(RowRange rows, const CpuLayerWeights& layer) {
@@ -293,48 +383,71 @@ void CpuBackend::FeedForward(RowRange rows, const CpuLayerWeights& layer) {
 }
 
 // Returns false when the gate ended the pass.
-bool CpuBackend::RunLayer(const ForwardPass& pass, int64_t layer, RowRange rows_out) {
+bool CpuBackend::RunLayer(int64_t layer, OutputRows wanted) {
   const CpuLayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
-  const RowRange rows{0, static_cast<int64_t>(pass.token_ids.size())};
+  RowRange rows{0, rows_};
   Norm(rows, layer == 0 ? nullptr : &projected_, weights.input_norm);
   Gemm(rows, normed_, weights.qkv, qkv_);
-  RotateAndStore(pass, layer);
-  if (pass.layer_gate && !pass.layer_gate(layer)) return false;
-  if (rows_out.size() == 0) return true;
-  Attend(pass, layer, rows_out);
-  Gemm(rows_out, attended_, weights.o, projected_);
-  Norm(rows_out, &projected_, weights.post_attention_norm);
-  FeedForward(rows_out, weights);
+  for (const PlacedPass& placed : placed_) RotateAndStore(placed, layer);
+  const auto& gate = placed_.front().pass->layer_gate;
+  if (gate && !gate(layer)) return false;
+  if (wanted == OutputRows::kOfLogits) CutAttention(wanted);
+  if (attention_pieces_.empty()) return true;
+  Attend(layer);
+  if (wanted == OutputRows::kOfLogits) rows = KeepLogitRows();
+  Gemm(rows, attended_, weights.o, projected_);
+  Norm(rows, &projected_, weights.post_attention_norm);
+  FeedForward(rows, weights);
   return true;
 }
 
-void CpuBackend::ComputeLogits(const ForwardPass& pass) {
-  const auto rows = static_cast<int64_t>(pass.token_ids.size());
-  const RowRange last{rows - 1, rows};
-  Norm(last, &projected_, weights_.final_norm);
-  // Row `last` of a matrix that starts `last` rows before the caller's memory would be out of
-  // bounds: shift the input.
-  const Activation input{normed_.data + last.begin * normed_.stride, normed_.stride};
-  Gemm({0, 1}, input, weights_.lm_head, {pass.logits.data(), config_.vocab_size});
+// KeepLogitRows has put the rows to the front. A product for several passes needs its result in one
+// piece, so that goes through memory of our own, kLogitRows at a time.
+void CpuBackend::ComputeLogits() {
+  std::array<float*, kLogitRows> out;
+  int64_t done = 0;
+  int64_t pending = 0;
+  const auto flush = [&] {
+    const RowRange rows{done, done + pending};
+    Norm(rows, &projected_, weights_.final_norm);
+    const Activation input{normed_.row(done), normed_.stride};
+    const bool is_direct = pending == 1;
+    const Activation logits{is_direct ? out[0] : logits_.data, logits_.stride};
+    Gemm({0, pending}, input, weights_.lm_head, logits);
+    for (int64_t row = 0; row < pending && !is_direct; ++row) {
+      std::copy_n(logits_.row(row), config_.vocab_size, out[static_cast<size_t>(row)]);
+    }
+    done += pending;
+    pending = 0;
+  };
+  for (const PlacedPass& placed : placed_) {
+    if (!placed.has_logits()) continue;
+    out[static_cast<size_t>(pending++)] = placed.pass->logits.data();
+    if (pending == kLogitRows) flush();
+  }
+  if (pending > 0) flush();
 }
 
-absl::Status CpuBackend::Forward(const ForwardPass& pass) {
-  RETURN_IF_ERROR(CheckPass(pass, config_, rows_max_));
-  const auto rows = static_cast<int64_t>(pass.token_ids.size());
-  Embed(pass);
-  FillRope(pass);
+absl::Status CpuBackend::ForwardBatch(std::span<const ForwardPass> passes) {
+  RETURN_IF_ERROR(CheckBatch(passes, config_, rows_max_));
+  PlacePasses(passes);
+  for (const PlacedPass& placed : placed_) {
+    Embed(placed);
+    FillRope(placed);
+  }
+  CutAttention(OutputRows::kAll);
+  Timeline* const timeline = passes.front().timeline;
   for (int64_t layer = 0; layer < config_.num_layers; ++layer) {
-    RowRange rows_out{0, rows};
-    if (layer + 1 == config_.num_layers) rows_out.begin = pass.logits.empty() ? rows : rows - 1;
     const Timeline::Time begin = Timeline::Now();
-    if (!RunLayer(pass, layer, rows_out)) {
+    const bool is_last = layer + 1 == config_.num_layers;
+    if (!RunLayer(layer, is_last ? OutputRows::kOfLogits : OutputRows::kAll)) {
       return absl::AbortedError(absl::StrCat("the pass was ended before layer ", layer));
     }
-    if (pass.timeline != nullptr) {
-      pass.timeline->Add(Timeline::Track::kCompute, "layer", layer, begin, Timeline::Now());
+    if (timeline != nullptr) {
+      timeline->Add(Timeline::Track::kCompute, "layer", layer, begin, Timeline::Now());
     }
   }
-  if (!pass.logits.empty()) ComputeLogits(pass);
+  ComputeLogits();
   return absl::OkStatus();
 }
 
