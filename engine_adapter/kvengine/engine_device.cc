@@ -1,6 +1,6 @@
 #include "engine_adapter/kvengine/engine_device.h"
 
-#include "engine_adapter/llama/cpu_backend.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 #ifdef KVSTORE_HAS_CUDA
 #include "engine_adapter/llama_cuda/cuda_backend.h"
 #endif

@@ -13,7 +13,7 @@
 
 #include "engine_adapter/llama/model_config.h"
 #include "engine_adapter/llama/model_weights.h"
-#include "engine_adapter/llama/thread_pool.h"
+#include "engine_adapter/llama_cpu/thread_pool.h"
 #include "engine_adapter/paging/aligned_buffer.h"
 #include "kernels/gemm.h"
 

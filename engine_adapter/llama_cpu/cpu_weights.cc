@@ -1,4 +1,4 @@
-#include "engine_adapter/llama/cpu_weights.h"
+#include "engine_adapter/llama_cpu/cpu_weights.h"
 
 #include <absl/status/status.h>
 

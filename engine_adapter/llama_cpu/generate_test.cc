@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
-#include "engine_adapter/llama/test_generation.h"
-#include "engine_adapter/llama/test_reference.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
+#include "engine_adapter/llama_cpu/test_generation.h"
+#include "engine_adapter/llama_cpu/test_reference.h"
 
 namespace kvstore::engine {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine_adapter/llama/sequence.h"
-#include "engine_adapter/llama/test_generation.h"
+#include "engine_adapter/llama_cpu/test_generation.h"
 
 namespace kvstore::engine {
 namespace {

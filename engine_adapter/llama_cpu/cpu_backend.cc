@@ -1,4 +1,4 @@
-#include "engine_adapter/llama/cpu_backend.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 
 #include <absl/strings/str_cat.h>
 #include <sched.h>
@@ -10,9 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_weights.h"
 #include "engine_adapter/llama/rope_table.h"
-#include "engine_adapter/llama/thread_pool.h"
+#include "engine_adapter/llama_cpu/cpu_weights.h"
+#include "engine_adapter/llama_cpu/thread_pool.h"
 #include "kvstore/base/status_macros.h"
 
 namespace kvstore::engine {
