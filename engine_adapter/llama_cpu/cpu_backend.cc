@@ -462,6 +462,11 @@ absl::Status CheckOptions(const ModelConfig& config, const CpuBackendOptions& op
                                                    "; valid are 1 to ",
                                                    CpuBackendOptions::kPassTokensMax));
   }
+  if (config.experts.has_value() || config.latent.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "model_type is ", std::string(ModelFamilyName(config.family)),
+        "; the CPU back-end computes neither mixtures of experts nor latent attention"));
+  }
   if (config.head_dim % 16 != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("head_dim is ", config.head_dim, "; the CPU back-end needs a multiple of 16"));
