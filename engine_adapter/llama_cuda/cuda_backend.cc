@@ -446,23 +446,11 @@ absl::Status CudaBackend::Forward(const ForwardPass& pass) {
   return absl::OkStatus();
 }
 
-absl::Status CheckModel(const ModelConfig& config) {
-  if (config.experts.has_value() || config.latent.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "model_type is ", std::string(ModelFamilyName(config.family)),
-        "; the CUDA back-end computes neither mixtures of experts nor latent attention: use "
-        "--device cpu"));
-  }
-  if (config.rope_scaling.attention_factor != 1.0) {
-    return absl::InvalidArgumentError(
-        "rope_scaling is yarn with an attention factor; the CUDA back-end does not compute it: use "
-        "--device cpu");
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CheckOptions(const ModelConfig& config, const CudaBackendOptions& options) {
-  RETURN_IF_ERROR(CheckModel(config));
+  if (config.experts || config.latent || config.rope_scaling.attention_factor != 1) {
+    return absl::InvalidArgumentError(
+        "the CUDA back-end computes no experts, latent attention or yarn; --device cpu does");
+  }
   if (options.pass_tokens_max < 1 || options.pass_tokens_max > CudaBackendOptions::kPassTokensMax) {
     return absl::InvalidArgumentError(absl::StrCat("pass_tokens_max is ", options.pass_tokens_max,
                                                    "; valid are 1 to ",
