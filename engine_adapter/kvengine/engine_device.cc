@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "engine_adapter/llama/cpu_backend.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 #include "kvstore/base/status_macros.h"
 #ifdef KVSTORE_HAS_CUDA
 #include "engine_adapter/connector_cuda/cuda_page_mover.h"

@@ -2,8 +2,8 @@
 // engine_adapter/llama_cuda.
 //
 // Promise of every back-end: the KV bytes and the logits of a token depend only on the tokens
-// before it; not on how a prompt was cut into passes, on how much of it was loaded, on the page
-// size or on the number of threads.
+// before it; not on how a prompt was cut into passes, on how much of it was loaded, on what other
+// sequences were computed with it, on the page size or on the number of threads.
 //
 // Threads: externally synchronised.
 #pragma once
@@ -45,6 +45,9 @@ struct ForwardPass {
 // Errors: InvalidArgument, a token id outside the vocabulary, a position outside the model's, or
 // more than `rows_max` tokens.
 absl::Status CheckPass(const ForwardPass& pass, const ModelConfig& config, int64_t rows_max);
+// The same for a batch, each pass and all together.
+absl::Status CheckBatch(std::span<const ForwardPass> passes, const ModelConfig& config,
+                        int64_t rows_max);
 
 class Backend {
  public:
@@ -63,6 +66,14 @@ class Backend {
   // allocate. Errors: InvalidArgument, a token id outside the vocabulary or a position outside the
   // model's; Aborted, the gate said no: the pages of this pass hold a part of its keys and values.
   virtual absl::Status Forward(const ForwardPass& pass) = 0;
+
+  // The same for passes of different sequences at once: decode steps and pieces of prompts in any
+  // mix, to the same bits as one Forward() a pass. Weights are read once for all of them, which is
+  // what batching is for. Here: one after another; the CUDA back-end will put the decode steps into
+  // one captured graph and the pieces of prompts beside them.
+  // Errors: as Forward(); InvalidArgument, more than pass_tokens_max() tokens in all, or a pass with
+  // a gate among several. What was computed before an error is void.
+  virtual absl::Status ForwardBatch(std::span<const ForwardPass> passes);
 };
 
 }  // namespace kvstore::engine

@@ -13,19 +13,11 @@
 #include <vector>
 
 #include "engine_adapter/llama/backend.h"
+#include "engine_adapter/llama/sequence.h"
 #include "engine_adapter/paging/prefix_cache.h"
 #include "engine_adapter/paging/timeline.h"
-#include "kernels/sampling.h"
 
 namespace kvstore::engine {
-
-struct GenerateRequest {
-  std::vector<uint32_t> prompt_ids;  // at least one
-  int64_t max_tokens = 1;  // at least one; generation also stops at the model's end tokens
-  kernels::SamplingOptions sampling;
-  uint64_t seed = 0;
-  Timeline::Time arrival = Timeline::Now();
-};
 
 // What a caller may watch. Empty functions are not called; all are called on the thread of
 // Generate().

@@ -149,30 +149,79 @@ class TensorBinder {
   absl::Status status_;
 };
 
+void BindSwiglu(TensorBinder& binder, const std::string& prefix, int64_t hidden, int64_t inner,
+                SwigluWeights& weights) {
+  binder.Bind(prefix + "gate_proj.weight", {inner, hidden}, weights.gate_proj);
+  binder.Bind(prefix + "up_proj.weight", {inner, hidden}, weights.up_proj);
+  binder.Bind(prefix + "down_proj.weight", {hidden, inner}, weights.down_proj);
+}
+
+void BindExperts(TensorBinder& binder, const std::string& prefix, const ModelConfig& config,
+                 ExpertWeights& weights) {
+  const ExpertLayers& shape = *config.experts;
+  const int64_t hidden = config.hidden_size;
+  binder.Bind(prefix + "gate.weight", {shape.num_experts, hidden}, weights.router);
+  weights.experts.resize(static_cast<size_t>(shape.num_experts));
+  for (size_t i = 0; i < weights.experts.size() && binder.status().ok(); ++i) {
+    BindSwiglu(binder, absl::StrCat(prefix, "experts.", i, "."), hidden, shape.intermediate_size,
+               weights.experts[i]);
+  }
+  if (shape.shared_intermediate_size > 0) {
+    BindSwiglu(binder, prefix + "shared_experts.", hidden, shape.shared_intermediate_size,
+               weights.shared.emplace());
+  }
+}
+
+void BindGroupedQueryAttention(TensorBinder& binder, const std::string& prefix,
+                               const ModelConfig& config, LayerWeights& layer) {
+  const int64_t hidden = config.hidden_size;
+  binder.Bind(prefix + "k_proj.weight", {config.kv_size(), hidden}, layer.k_proj);
+  binder.Bind(prefix + "v_proj.weight", {config.kv_size(), hidden}, layer.v_proj);
+  if (config.has_qkv_bias) {
+    binder.Bind(prefix + "q_proj.bias", {config.query_size()}, layer.q_bias);
+    binder.Bind(prefix + "k_proj.bias", {config.kv_size()}, layer.k_bias);
+    binder.Bind(prefix + "v_proj.bias", {config.kv_size()}, layer.v_bias);
+  }
+  if (config.has_qk_norm) {
+    binder.Bind(prefix + "q_norm.weight", {config.head_dim}, layer.q_norm);
+    binder.Bind(prefix + "k_norm.weight", {config.head_dim}, layer.k_norm);
+  }
+}
+
+void BindLatentAttention(TensorBinder& binder, const std::string& prefix, const ModelConfig& config,
+                         LatentWeights& weights) {
+  const LatentAttention& shape = *config.latent;
+  binder.Bind(prefix + "kv_a_proj_with_mqa.weight", {shape.cached_size(), config.hidden_size},
+              weights.kv_down);
+  binder.Bind(prefix + "kv_a_layernorm.weight", {shape.kv_rank}, weights.kv_norm);
+  binder.Bind(prefix + "kv_b_proj.weight",
+              {config.num_heads * (shape.nope_dim + shape.value_dim), shape.kv_rank},
+              weights.kv_up);
+}
+
 void BindLayer(TensorBinder& binder, const ModelConfig& config, int64_t index,
                LayerWeights& layer) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   const std::string attention = prefix + "self_attn.";
   const int64_t hidden = config.hidden_size;
-  const int64_t inner = config.intermediate_size;
   binder.Bind(prefix + "input_layernorm.weight", {hidden}, layer.input_norm);
   binder.Bind(attention + "q_proj.weight", {config.query_size(), hidden}, layer.q_proj);
-  binder.Bind(attention + "k_proj.weight", {config.kv_size(), hidden}, layer.k_proj);
-  binder.Bind(attention + "v_proj.weight", {config.kv_size(), hidden}, layer.v_proj);
-  if (config.has_qkv_bias) {
-    binder.Bind(attention + "q_proj.bias", {config.query_size()}, layer.q_bias);
-    binder.Bind(attention + "k_proj.bias", {config.kv_size()}, layer.k_bias);
-    binder.Bind(attention + "v_proj.bias", {config.kv_size()}, layer.v_bias);
+  if (config.latent.has_value()) {
+    BindLatentAttention(binder, attention, config, layer.latent.emplace());
+  } else {
+    BindGroupedQueryAttention(binder, attention, config, layer);
   }
-  if (config.has_qk_norm) {
-    binder.Bind(attention + "q_norm.weight", {config.head_dim}, layer.q_norm);
-    binder.Bind(attention + "k_norm.weight", {config.head_dim}, layer.k_norm);
-  }
-  binder.Bind(attention + "o_proj.weight", {hidden, config.query_size()}, layer.o_proj);
+  binder.Bind(attention + "o_proj.weight", {hidden, config.attended_size()}, layer.o_proj);
   binder.Bind(prefix + "post_attention_layernorm.weight", {hidden}, layer.post_attention_norm);
-  binder.Bind(prefix + "mlp.gate_proj.weight", {inner, hidden}, layer.gate_proj);
-  binder.Bind(prefix + "mlp.up_proj.weight", {inner, hidden}, layer.up_proj);
-  binder.Bind(prefix + "mlp.down_proj.weight", {hidden, inner}, layer.down_proj);
+  if (config.HasExperts(index)) {
+    BindExperts(binder, prefix + "mlp.", config, layer.experts.emplace());
+    return;
+  }
+  SwigluWeights dense;
+  BindSwiglu(binder, prefix + "mlp.", hidden, config.intermediate_size, dense);
+  layer.gate_proj = std::move(dense.gate_proj);
+  layer.up_proj = std::move(dense.up_proj);
+  layer.down_proj = std::move(dense.down_proj);
 }
 
 }  // namespace

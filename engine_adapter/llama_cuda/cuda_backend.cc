@@ -460,6 +460,10 @@ absl::Status DenseCudaBackend::Forward(const ForwardPass& pass) {
 }
 
 absl::Status CheckOptions(const ModelConfig& config, const CudaBackendOptions& options) {
+  if (config.experts || config.latent || config.rope_scaling.attention_factor != 1) {
+    return absl::InvalidArgumentError(
+        "the CUDA back-end computes no experts, latent attention or yarn; --device cpu does");
+  }
   if (options.pass_tokens_max < 1 || options.pass_tokens_max > CudaBackendOptions::kPassTokensMax) {
     return absl::InvalidArgumentError(absl::StrCat("pass_tokens_max is ", options.pass_tokens_max,
                                                    "; valid are 1 to ",

@@ -1,4 +1,4 @@
-#include "engine_adapter/llama/cpu_backend.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 
 namespace kvstore::engine {
 
