@@ -17,7 +17,9 @@ class BatchOfEachFamily : public testing::TestWithParam<FamilyCase> {};
 INSTANTIATE_TEST_SUITE_P(Families, BatchOfEachFamily,
                          testing::Values(FamilyCase{"Llama", Llama, KvDtype::kBf16},
                                          FamilyCase{"Qwen2", Qwen2, KvDtype::kF32},
-                                         FamilyCase{"Qwen3", Qwen3, KvDtype::kBf16}),
+                                         FamilyCase{"Qwen3", Qwen3, KvDtype::kBf16},
+                                         FamilyCase{"Qwen3Moe", Qwen3Moe, KvDtype::kBf16},
+                                         FamilyCase{"DeepseekV2", DeepseekV2, KvDtype::kBf16}),
                          [](const auto& param) { return std::string(param.param.name); });
 
 // Fourteen requests: more than one product of logits holds, with prompts from one token to several

@@ -28,6 +28,11 @@ int AvailableCpus() {
   return std::max(1, CPU_COUNT(&set));
 }
 
+// Query heads that read one head of keys.
+int64_t GroupOf(const ModelConfig& config) {
+  return config.latent.has_value() ? config.num_heads : config.num_heads / config.num_kv_heads;
+}
+
 // What a layer has beside its attention.
 struct Layer {
   std::vector<float> input_norm;           // [H]
@@ -62,11 +67,6 @@ class CpuBackend final : public Backend {
   absl::Status Forward(const ForwardPass& pass) override { return ForwardBatch({&pass, 1}); }
   absl::Status ForwardBatch(std::span<const ForwardPass> passes) override;
 
-  // Query heads that read one head of keys.
-  static int64_t GroupOf(const ModelConfig& config) {
-    return config.num_heads / config.num_kv_heads;
-  }
-
  private:
   absl::Status PackWeights();
   absl::Status PlanWorkSpace();
@@ -85,7 +85,8 @@ class CpuBackend final : public Backend {
   CpuBatch batch_;  // in progress
 
   std::unique_ptr<CpuAttention> attention_;
-  std::unique_ptr<CpuFeedForward> dense_;  // null where no layer is of its kind
+  std::unique_ptr<CpuFeedForward> dense_;  // these two null where no layer is of their kind
+  std::unique_ptr<CpuFeedForward> experts_;
   std::vector<Layer> layers_;
   std::vector<float> final_norm_;  // [H]
   PackedMatrix lm_head_;           // [vocab, H]
@@ -99,13 +100,17 @@ class CpuBackend final : public Backend {
 };
 
 absl::Status CpuBackend::PackWeights() {
-  attention_ = MakeGroupedQueryAttention(config_, layout_, executor_);
-  dense_ = MakeDenseFeedForward(config_, executor_);
+  attention_ = config_.latent.has_value() ? MakeLatentAttention(config_, layout_, executor_)
+                                          : MakeGroupedQueryAttention(config_, layout_, executor_);
+  if (!config_.HasExperts(0)) dense_ = MakeDenseFeedForward(config_, executor_);
+  if (config_.HasExperts(config_.num_layers - 1)) {
+    experts_ = MakeExpertFeedForward(config_, executor_);
+  }
   for (int64_t index = 0; index < config_.num_layers; ++index) {
     const LayerWeights& from = source_.layers()[static_cast<size_t>(index)];
     Layer layer{.input_norm = Widen(from.input_norm),
                 .post_attention_norm = Widen(from.post_attention_norm),
-                .feed_forward = dense_.get()};
+                .feed_forward = config_.HasExperts(index) ? experts_.get() : dense_.get()};
     RETURN_IF_ERROR(attention_->PackLayer(from));
     RETURN_IF_ERROR(layer.feed_forward->PackLayer(index, from));
     layers_.push_back(std::move(layer));
@@ -121,7 +126,8 @@ absl::Status CpuBackend::PlanWorkSpace() {
   work_space_.AddRows(projected_, rows_max_, config_.hidden_size);
   work_space_.AddRows(logits_, std::min(rows_max_, kLogitRows), config_.vocab_size);
   attention_->Plan(work_space_, rows_max_);
-  dense_->Plan(work_space_, rows_max_);
+  if (dense_ != nullptr) dense_->Plan(work_space_, rows_max_);
+  if (experts_ != nullptr) experts_->Plan(work_space_, rows_max_);
   executor_.Plan(work_space_, layout_.head_dim);
   return work_space_.Allocate();
 }
@@ -241,21 +247,33 @@ absl::Status CheckOptions(const ModelConfig& config, const CpuBackendOptions& op
                                                    "; valid are 1 to ",
                                                    CpuBackendOptions::kPassTokensMax));
   }
-  if (config.experts.has_value() || config.latent.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "model_type is ", std::string(ModelFamilyName(config.family)),
-        "; the CPU back-end computes neither mixtures of experts nor latent attention"));
+  const int64_t row = config.latent.has_value() ? config.latent->cached_size() : config.head_dim;
+  if (config.latent.has_value() && config.latent->kv_rank % 16 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("kv_lora_rank is ", config.latent->kv_rank,
+                                                   "; the CPU back-end needs a multiple of 16"));
   }
-  if (config.head_dim % 16 != 0) {
+  if (row % 16 != 0) {
     return absl::InvalidArgumentError(
-        absl::StrCat("head_dim is ", config.head_dim, "; the CPU back-end needs a multiple of 16"));
+        absl::StrCat(config.latent.has_value() ? "kv_lora_rank and qk_rope_head_dim are together "
+                                               : "head_dim is ",
+                     row, "; the CPU back-end needs a multiple of 16"));
   }
-  const int64_t group = config.num_heads / config.num_kv_heads;
-  if (group > kernels::kAttentionRowsMax) {
-    return absl::InvalidArgumentError(absl::StrCat(group, " query heads share a kv head; at most ",
+  if (GroupOf(config) > kernels::kAttentionRowsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(GroupOf(config),
+                                                   " query heads share a kv head; at most ",
                                                    kernels::kAttentionRowsMax, " may"));
   }
   return absl::OkStatus();
+}
+
+KvLayout LayoutOf(const ModelConfig& config, const CpuBackendOptions& options) {
+  const bool is_latent = config.latent.has_value();
+  return {.order = is_latent ? KvOrder::kLatent : KvOrder::kHeads,
+          .num_layers = config.num_layers,
+          .num_kv_heads = is_latent ? 1 : config.num_kv_heads,
+          .head_dim = is_latent ? config.latent->cached_size() : config.head_dim,
+          .dtype = options.kv_dtype,
+          .block_tokens = options.block_tokens};
 }
 
 }  // namespace
@@ -264,11 +282,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCpuBackend(const ModelConfig& con
                                                           const ModelWeights& weights,
                                                           const CpuBackendOptions& options) {
   RETURN_IF_ERROR(CheckOptions(config, options));
-  const KvLayout layout{.num_layers = config.num_layers,
-                        .num_kv_heads = config.num_kv_heads,
-                        .head_dim = config.head_dim,
-                        .dtype = options.kv_dtype,
-                        .block_tokens = options.block_tokens};
+  const KvLayout layout = LayoutOf(config, options);
   RETURN_IF_ERROR(layout.Validate());
   auto backend = std::make_unique<CpuBackend>(config, weights, options, layout);
   RETURN_IF_ERROR(backend->Initialize());
