@@ -152,8 +152,16 @@ class FakeCudaDriver final : public CudaDriver {
     return result;
   }
   CUresult SetAccess(CUdeviceptr, size_t, int, DeviceAccess) override { return CallInContext(); }
-  CUresult RegisterHost(void*, size_t, DeviceAccess) override { return CallInContext(); }
-  CUresult UnregisterHost(void*) override { return CallInContext(); }
+  CUresult RegisterHost(void*, size_t, DeviceAccess) override {
+    const CUresult result = CallInContext();
+    device_->registered += result == CUDA_SUCCESS;
+    return result;
+  }
+  CUresult UnregisterHost(void*) override {
+    const CUresult result = CallInContext();
+    device_->registered -= result == CUDA_SUCCESS;
+    return result;
+  }
 
   CUresult CreateStream(int, CUstream* stream) override {
     return NewHandle([&](uint64_t handle) {
