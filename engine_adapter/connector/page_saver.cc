@@ -12,8 +12,8 @@ std::string FailureReason(const absl::Status& status) {
   return absl::AsciiStrToLower(absl::StatusCodeToString(status.code()));
 }
 
-PageSaver::PageSaver(StoreConnection& connection, PageMover& mover)
-    : connection_(connection), mover_(mover), thread_([this] { Run(); }) {}
+PageSaver::PageSaver(StoreConnection& connection, client::Namespace ns, PageMover& mover)
+    : connection_(connection), ns_(std::move(ns)), mover_(mover), thread_([this] { Run(); }) {}
 
 void PageSaver::Queue(Page page) {
   absl::MutexLock lock(&mutex_);
@@ -68,7 +68,7 @@ absl::Status PageSaver::SaveRun(std::span<const Page> run) {
     }
   }
   if (filled.empty()) return absl::OkStatus();
-  absl::Status saved = mover_.Save(connection_.ns(), filled, reservation);
+  absl::Status saved = mover_.Save(ns_, filled, reservation);
   if (saved.ok()) saved = reservation.Commit(positions, absl::InfiniteFuture());
   if (!saved.ok()) failures_[FailureReason(saved)] += static_cast<int64_t>(filled.size());
   return absl::OkStatus();
@@ -81,12 +81,12 @@ absl::StatusOr<client::Reservation> PageSaver::Reserve(std::span<const Page> run
       .first_block_index = static_cast<uint32_t>(run.front().block_index),
       .hashes = hashes,
       .tier = tier_};
-  absl::StatusOr<client::Reservation> reservation =
-      connection_.client().Reserve(connection_.ns(), request);
+  absl::StatusOr<client::Reservation> reservation = connection_.client().Reserve(ns_, request);
   if (tier_ == client::Tier::kGpu && absl::IsInvalidArgument(reservation.status())) {
     tier_ = request.tier = client::Tier::kDram;  // the daemon has no GPU tier
-    reservation = connection_.client().Reserve(connection_.ns(), request);
+    reservation = connection_.client().Reserve(ns_, request);
   }
+  if (!reservation.ok()) connection_.Suspect();
   return reservation;
 }
 

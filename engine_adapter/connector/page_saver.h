@@ -38,8 +38,8 @@ class PageSaver {
     const std::byte* page = nullptr;
   };
 
-  // `connection` is connected.
-  PageSaver(StoreConnection& connection, PageMover& mover);
+  // `ns` is of `connection`.
+  PageSaver(StoreConnection& connection, client::Namespace ns, PageMover& mover);
   ~PageSaver() { Finish(absl::InfinitePast()); }
 
   // Returns at once.
@@ -57,6 +57,7 @@ class PageSaver {
                                               std::span<const BlockHash> hashes);
 
   StoreConnection& connection_;
+  const client::Namespace ns_;
   PageMover& mover_;
   // The thread's, until it is joined.
   client::Tier tier_ = client::Tier::kGpu;  // until the daemon says that it has none

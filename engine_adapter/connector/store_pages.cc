@@ -29,9 +29,7 @@ StorePages::StorePages(const KvLayout& layout, std::shared_ptr<StoreConnection> 
       connection_(std::move(connection)),
       memory_(memory),
       mover_(mover),
-      options_(options) {
-  if (connection_->status().ok()) saver_.emplace(*connection_, mover_);
-}
+      options_(options) {}
 
 StorePages::~StorePages() { Finish(); }
 
@@ -39,16 +37,19 @@ StorePages::~StorePages() { Finish(); }
 
 PrefixLoad StorePages::LoadPrefix(std::span<const uint32_t> token_ids) {
   const auto num_blocks = static_cast<int64_t>(token_ids.size()) / layout_.block_tokens;
-  if (!connection_->status().ok()) {
-    if (num_blocks > 0) load_.failures[FailureReason(connection_->status())] += num_blocks;
+  namespace_ = connection_->Use();
+  if (!namespace_.ok()) {
+    if (num_blocks > 0) load_.failures[FailureReason(namespace_.status())] += num_blocks;
     return load_;
   }
-  hashes_ = connection_->ns().Hash(token_ids);
+  saver_.emplace(*connection_, *namespace_, mover_);
+  hashes_ = namespace_->Hash(token_ids);
   if (hashes_.empty()) return load_;
   load_by_ = absl::Now() + options_.load_deadline;
   absl::StatusOr<client::Lease> lease = connection_->client().Acquire(
-      connection_->ns(), hashes_, client::HottestTier::kGpu, absl::Now() + options_.match_deadline);
+      *namespace_, hashes_, client::HottestTier::kGpu, absl::Now() + options_.match_deadline);
   if (!lease.ok()) {
+    connection_->Suspect();
     load_.failures[FailureReason(lease.status())] += num_blocks;
     return load_;
   }
@@ -62,7 +63,7 @@ PrefixLoad StorePages::LoadPrefix(std::span<const uint32_t> token_ids) {
   }
   load_.num_blocks = static_cast<int64_t>(loaded_.size());
   if (!loaded_.empty()) {
-    loading_ = mover_.StartLoad(connection_->ns(), *lease_, loaded_, load_by_);
+    loading_ = mover_.StartLoad(*namespace_, *lease_, loaded_, load_by_);
   }
   return load_;
 }
@@ -143,8 +144,7 @@ void StorePages::PublishPage(int64_t block_index, std::span<const uint32_t> bloc
   const auto block = static_cast<size_t>(block_index);
   // Blocks of the prompt have their hashes; those of the output continue the chain.
   if (block == hashes_.size()) {
-    const BlockHash parent =
-        block == 0 ? RootHash(connection_->ns().fingerprint) : hashes_[block - 1];
+    const BlockHash parent = block == 0 ? RootHash(namespace_->fingerprint) : hashes_[block - 1];
     hashes_.push_back(HashBlock(parent, block_token_ids));
   }
   QueuePage(block_index, new_pages_.at(block_index));

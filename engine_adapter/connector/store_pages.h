@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "engine_adapter/connector/page_mover.h"
 #include "engine_adapter/connector/page_saver.h"
@@ -70,6 +71,7 @@ class StorePages final : public PrefixCache {
   PageMemory& memory_;
   PageMover& mover_;
   const StorePagesOptions options_;
+  absl::StatusOr<client::Namespace> namespace_ = absl::UnavailableError("nothing asked yet");
   std::optional<client::Lease> lease_;
   std::vector<BlockHash> hashes_;  // of the sequence so far, [blocks]
   std::vector<LoadedBlock> loaded_;

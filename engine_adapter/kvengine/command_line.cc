@@ -3,6 +3,10 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "engine_adapter/serving/http_server.h"
+#include "engine_adapter/serving/scheduler.h"
+#include "kvstore/base/units.h"
+
 namespace kvstore::engine {
 namespace {
 
@@ -20,6 +24,18 @@ A request has one of "prompt", "prompt_file", "prompt_ids" (a list) and "prompt_
 
 Example:
   echo '{"prompt": "Once upon a time", "max_tokens": 20}' | kvengine batch --model build/models/smollm2 --requests -
+)";
+
+constexpr const char* kServeDescription =
+    "Answer requests by HTTP as OpenAI's API does, and by gRPC, many at a time";
+constexpr const char* kServeExample = R"(
+HTTP: /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics. gRPC: Engine.Generate (engine.proto).
+SIGTERM: no new requests, those under way are finished, at most --drain-time; a second one ends at once.
+
+Example:
+  kvengine serve --model build/models/smollm2 --http 127.0.0.1:8000 --store unix:/run/kvstore/kvstored.sock
+  curl -N localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \
+    -d '{"model": "smollm2", "stream": true, "messages": [{"role": "user", "content": "What is a KV cache?"}]}'
 )";
 
 void AddPromptOptions(CLI::App& app, GenerateCommand& command) {
@@ -106,6 +122,90 @@ void AddOutputOptions(CLI::App& app, GenerateCommand& command) {
       ->type_name("FILE");
 }
 
+// Empty, or what is wrong.
+template <typename Parse>
+CLI::Validator Parses(Parse parse) {
+  return CLI::Validator(
+      [parse](const std::string& text) {
+        const auto parsed = parse(text);
+        return parsed.ok() ? std::string() : std::string(parsed.status().message());
+      },
+      "");
+}
+
+void AddAddressOptions(CLI::App& app, ServeCommand& command) {
+  app.add_option("--http", command.http_address,
+                 "Where to listen; beyond loopback only with --api-key-file. Port 0: any")
+      ->check(Parses(ParseListenAddress))
+      ->type_name("HOST:PORT")
+      ->capture_default_str();
+  app.add_option("--grpc", command.grpc_address, "Serve gRPC too, on a socket or a port")
+      ->check([](const std::string& text) {
+        if (text.starts_with("unix:") && text.size() > 5) return std::string();
+        const auto address = ParseListenAddress(text);
+        return address.ok() ? std::string() : "\"" + text + "\": write unix:PATH or HOST:PORT";
+      })
+      ->type_name("unix:PATH|HOST:PORT");
+  app.add_option("--api-key-file", command.api_key_file,
+                 "Ask for the key in this file (mode 0400 or 0600)")
+      ->type_name("FILE");
+  app.add_option("--served-name", command.model_name,
+                 "What requests call the model; the folder's name where not given")
+      ->type_name("NAME");
+}
+
+void AddServingOptions(CLI::App& app, ServeCommand& command) {
+  app.add_option("--context", command.context_tokens,
+                 "Tokens of prompt and answer together; 0: all that the model and --kv-memory have")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 30))
+      ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--kv-memory",
+         [&command](const std::string& text) { command.kv_bytes = *ParseBytes(text); },
+         "For keys and values of all requests under way; 4GiB where not given")
+      ->check(Parses([](const std::string& text) { return ParseBytes(text); }))
+      ->type_name("SIZE");
+  app.add_option("--max-sequences", command.sequences_max, "Requests under way at a time")
+      ->check(CLI::Range(int64_t{1}, SchedulerOptions::kSequencesMax))
+      ->capture_default_str();
+  app.add_option("--queue", command.queue_max, "Requests that wait; the next one gets 429")
+      ->check(CLI::Range(int64_t{0}, SchedulerOptions::kQueueMax))
+      ->capture_default_str();
+  app.add_option("--step-tokens", command.step_tokens,
+                 "Tokens computed in one step: more is faster for prompts, slower for the others")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
+  app.add_option("--default-max-tokens", command.default_max_tokens,
+                 "Of chats that name no max_tokens")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
+      ->capture_default_str();
+  app.add_option("--connections", command.connections_max, "HTTP connections; idle ones give way")
+      ->check(CLI::Range(1u, 65536u))
+      ->capture_default_str();
+  app.add_option_function<std::string>(
+         "--drain-time",
+         [&command](const std::string& text) { command.drain_time = *ParseDuration(text); },
+         "For requests under way at SIGTERM; 30s where not given")
+      ->check(Parses(ParseDuration))
+      ->type_name("TIME");
+}
+
+void CheckServe(const ServeCommand& command) {
+  if (command.step_tokens < command.sequences_max) {
+    throw CLI::ValidationError("--step-tokens", "is less than --max-sequences");
+  }
+  const auto is_loopback = [](const std::string& address) {
+    return address.empty() || address.starts_with("unix:") ||
+           ParseListenAddress(address)->is_loopback;
+  };
+  if (!command.api_key_file.empty()) return;
+  if (!is_loopback(command.http_address) || !is_loopback(command.grpc_address)) {
+    throw CLI::ValidationError("--http, --grpc",
+                               "others than loopback addresses need --api-key-file (and a proxy "
+                               "with TLS before them)");
+  }
+}
+
 // What the CUDA back-end does not do is refused, not ignored.
 void CheckDevice(const EngineOptions& options) {
   if (options.device == Device::kCuda && options.kv_dtype != KvDtype::kBf16) {
@@ -115,9 +215,10 @@ void CheckDevice(const EngineOptions& options) {
 
 }  // namespace
 
-std::variant<GenerateCommand, BatchCommand, int> ParseCommandLine(int argc, char** argv) {
+Command ParseCommandLine(int argc, char** argv) {
   GenerateCommand command;
   BatchCommand batch_command;
+  ServeCommand serve_command;
   CLI::App app{"Run a language model on this machine.", "kvengine"};
   app.require_subcommand(1);
   CLI::App* generate = app.add_subcommand("generate", "Continue one prompt");
@@ -134,14 +235,23 @@ std::variant<GenerateCommand, BatchCommand, int> ParseCommandLine(int argc, char
       ->required()
       ->type_name("FILE");
   batch->footer(kBatchExample);
+  CLI::App* serve = app.add_subcommand("serve", kServeDescription);
+  AddEngineOptions(*serve, serve_command.engine);
+  AddAddressOptions(*serve, serve_command);
+  AddServingOptions(*serve, serve_command);
+  serve->footer(kServeExample);
   app.footer(kExample);
   try {
     app.parse(argc, argv);
-    CheckDevice(batch->parsed() ? batch_command.engine : command.engine);
+    CheckDevice(batch->parsed()   ? batch_command.engine
+                : serve->parsed() ? serve_command.engine
+                                  : command.engine);
+    if (serve->parsed()) CheckServe(serve_command);
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kExitDone : kExitUsage;
   }
   if (batch->parsed()) return batch_command;
+  if (serve->parsed()) return serve_command;
   return command;
 }
 

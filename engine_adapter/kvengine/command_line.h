@@ -7,6 +7,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "engine_adapter/paging/kv_layout.h"
 #include "kernels/sampling.h"
 
@@ -53,8 +54,27 @@ struct BatchCommand {
   std::string requests_file;  // "-" is standard input
 };
 
+// `kvengine serve`. Sizes that are 0 are derived from the model and the others (serve_command.h).
+struct ServeCommand {
+  EngineOptions engine;
+  std::string http_address = "127.0.0.1:8000";
+  std::string grpc_address;  // empty: no gRPC
+  std::string api_key_file;  // empty: no key
+  std::string model_name;    // empty: the folder's name
+  int64_t context_tokens = 0;
+  uint64_t kv_bytes = uint64_t{4} << 30;
+  int64_t sequences_max = 8;
+  int64_t queue_max = 64;
+  int64_t step_tokens = 128;
+  int64_t default_max_tokens = 512;
+  unsigned connections_max = 256;
+  absl::Duration drain_time = absl::Seconds(30);
+};
+
+using Command = std::variant<GenerateCommand, BatchCommand, ServeCommand, int>;
+
 // The command, or the exit code when there is nothing left to do: help was printed, or the usage
 // was wrong and said so.
-std::variant<GenerateCommand, BatchCommand, int> ParseCommandLine(int argc, char** argv);
+Command ParseCommandLine(int argc, char** argv);
 
 }  // namespace kvstore::engine

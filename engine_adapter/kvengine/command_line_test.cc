@@ -9,7 +9,7 @@
 namespace kvstore::engine {
 namespace {
 
-std::variant<GenerateCommand, BatchCommand, int> Parse(std::vector<std::string> words) {
+Command Parse(std::vector<std::string> words) {
   words.insert(words.begin(), "kvengine");
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());

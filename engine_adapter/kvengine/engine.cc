@@ -56,9 +56,9 @@ absl::Status Engine::Connect(const EngineOptions& options) {
   connection.namespace_name = absl::StrCat(connection.spec.model, "-",
                                            connection.spec.ComputeFingerprint().Hex().substr(0, 8));
   connection_ = StoreConnection::Open(std::move(connection));
-  if (!connection_->status().ok()) {
+  if (const absl::Status usable = connection_->Use().status(); !usable.ok()) {
     std::fprintf(stderr, "kvengine: computing without the store: %s\n",
-                 std::string(connection_->status().message()).c_str());
+                 std::string(usable.message()).c_str());
   }
   return absl::OkStatus();
 }

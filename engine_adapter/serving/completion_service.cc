@@ -90,12 +90,12 @@ absl::StatusOr<GenerateRequest> CompletionService::Prepare(const CompletionReque
   return prepared;
 }
 
-absl::StatusOr<std::shared_ptr<Answer>> CompletionService::Start(const CompletionRequest& request,
-                                                                 std::function<void()> on_news) {
+absl::StatusOr<std::shared_ptr<AnswerStream>> CompletionService::Start(
+    const CompletionRequest& request, std::function<void()> on_news) {
   const Timeline::Time arrival = Timeline::Now();
   absl::StatusOr<GenerateRequest> prepared = Prepare(request);
   absl::Status status = prepared.status();
-  auto answer = std::make_shared<Answer>(tokenizer_, request.stops, std::move(on_news));
+  auto answer = std::make_shared<AnswerStream>(tokenizer_, request.stops, std::move(on_news));
   if (status.ok()) {
     prepared->arrival = arrival;
     status = scheduler_.Submit(*std::move(prepared), answer);

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "engine_adapter/serving/answer.h"
+#include "engine_adapter/serving/answer_stream.h"
 #include "engine_adapter/serving/scheduler.h"
 #include "engine_adapter/serving/serving_metrics.h"
 #include "engine_adapter/tokenizer/chat_template.h"
@@ -55,13 +55,13 @@ class CompletionService {
 
   const ServedModel& model() const { return model_; }
 
-  // Tokenizes (some milliseconds for a long prompt) and queues. `on_news`: see Answer; called on the
+  // Tokenizes (some milliseconds for a long prompt) and queues. `on_news`: see AnswerStream; called on the
   // engine's thread.
   // Errors, those of a bad request with the parameter in StatusParameter(): InvalidArgument;
   // ResourceExhausted, too many requests wait; Unavailable, the server is ending.
-  absl::StatusOr<std::shared_ptr<Answer>> Start(const CompletionRequest& request,
-                                                std::function<void()> on_news);
-  void Cancel(Answer& answer) { scheduler_.Cancel(answer); }
+  absl::StatusOr<std::shared_ptr<AnswerStream>> Start(const CompletionRequest& request,
+                                                      std::function<void()> on_news);
+  void Cancel(AnswerStream& answer) { scheduler_.Cancel(answer); }
 
  private:
   absl::StatusOr<std::vector<uint32_t>> Tokenize(const CompletionRequest& request) const;

@@ -75,7 +75,7 @@ void OpenAiCall::OnGone() {
 }
 
 void OpenAiCall::SendNews() {
-  const Answer::News news = answer_->Take();
+  const AnswerStream::News news = answer_->Take();
   if (news.is_empty()) return;
   has_ended_ = news.end.has_value();
   if (is_stream_) return SendPiece(news);
@@ -93,7 +93,7 @@ void OpenAiCall::SendWhole(const AnswerEnd& end) {
   }
 }
 
-void OpenAiCall::SendPiece(const Answer::News& news) {
+void OpenAiCall::SendPiece(const AnswerStream::News& news) {
   // A request that fails before its first token gets a plain error.
   const bool has_failed = news.end.has_value() && (news.end->reason == EndReason::kFailed ||
                                                    news.end->reason == EndReason::kCancelled);

@@ -39,7 +39,7 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
   void OnGone();
   void SendNews();
   void SendWhole(const AnswerEnd& end);
-  void SendPiece(const Answer::News& news);
+  void SendPiece(const AnswerStream::News& news);
 
   const Endpoint endpoint_;
   std::shared_ptr<HttpExchange> exchange_;
@@ -51,7 +51,7 @@ class OpenAiCall : public std::enable_shared_from_this<OpenAiCall> {
   std::string model_;
   bool is_stream_ = false;
   bool wants_usage_ = false;
-  std::shared_ptr<Answer> answer_;
+  std::shared_ptr<AnswerStream> answer_;
   std::atomic<bool> is_submitted_{false};
   // Set before is_submitted_ is read, where that is set before this is read: one of the two threads
   // sees both (all sequentially consistent).

@@ -180,15 +180,20 @@ void Scheduler::StartLoad(JobPtr job) {
   } else {
     Fail(*job, sequence.status());
   }
-  // Shared with the task, since a task is copyable; it takes the job out. It is always taken: there
-  // are as many threads as jobs between here and Remove().
+  // Shared with the task, since a task is copyable; it takes the job out.
   auto shared = std::make_shared<JobPtr>(std::move(job));
-  (void)page_threads_.Post([this, shared] {
+  RunPageTask([this, shared] {
     JobPtr loading = std::move(*shared);
     Load(*loading);
     absl::MutexLock lock(&mutex_);
     arrived_.push_back(std::move(loading));
   });
+}
+
+// Always taken: there is a thread for each job from its load to its end.
+void Scheduler::RunPageTask(TaskThreads::Task task) {
+  if (options_.page_work == PageWork::kEngineThread) return task();
+  (void)page_threads_.Post(std::move(task));
 }
 
 void Scheduler::Load(Job& job) {
@@ -282,7 +287,7 @@ void Scheduler::Close(JobPtr job) {
   }
   job->sink.reset();
   auto shared = std::make_shared<JobPtr>(std::move(job));
-  (void)page_threads_.Post([this, shared] {
+  RunPageTask([this, shared] {
     JobPtr closing = std::move(*shared);
     const int64_t kv_tokens = closing->kv_tokens;
     closing->cache->Finish();

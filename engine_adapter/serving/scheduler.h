@@ -35,10 +35,17 @@
 
 namespace kvstore::engine {
 
+// Where prefixes are loaded, and pages saved and given back.
+enum class PageWork : uint8_t {
+  kOwnThreads,   // beside the engine: a slow store delays its own request only
+  kEngineThread  // for a back-end whose pages belong to the thread that computes: all requests wait
+};
+
 struct SchedulerOptions {
   int64_t queue_max = 64;     // requests that wait; the next one is refused
   int64_t sequences_max = 8;  // loading, running or closing
   int64_t kv_tokens_max = 0;  // of all those together, in whole blocks; at least one block
+  PageWork page_work = PageWork::kOwnThreads;
   int64_t step_tokens = 256;  // computed in one step: what a decode step of others may wait for
 
   static constexpr int64_t kQueueMax = 1 << 16;
@@ -98,6 +105,7 @@ class Scheduler {
       ABSL_LOCKS_EXCLUDED(mutex_);
   void StartLoad(JobPtr job);
   void Load(Job& job);
+  void RunPageTask(TaskThreads::Task task);
   void RunStep();
   void AddPass(Job& job);
   void AdvanceJob(Job& job, const absl::Status& computed);

@@ -1,10 +1,10 @@
-#include "engine_adapter/serving/answer.h"
+#include "engine_adapter/serving/answer_stream.h"
 
 #include <utility>
 
 namespace kvstore::engine {
 
-bool Answer::OnToken(uint32_t token) {
+bool AnswerStream::OnToken(uint32_t token) {
   const std::string text = text_.Push(token);
   {
     absl::MutexLock lock(&mutex_);
@@ -15,7 +15,7 @@ bool Answer::OnToken(uint32_t token) {
   return !text_.is_stopped();
 }
 
-void Answer::OnEnd(const AnswerEnd& end) {
+void AnswerStream::OnEnd(const AnswerEnd& end) {
   const std::string text = text_.Finish();
   {
     absl::MutexLock lock(&mutex_);
@@ -25,17 +25,17 @@ void Answer::OnEnd(const AnswerEnd& end) {
   on_news_();
 }
 
-Answer::News Answer::Take() {
+AnswerStream::News AnswerStream::Take() {
   absl::MutexLock lock(&mutex_);
   return std::exchange(news_, {});
 }
 
-bool Answer::HasNews() const {
+bool AnswerStream::HasNews() const {
   absl::MutexLock lock(&mutex_);
   return !news_.is_empty();
 }
 
-bool Answer::HasEnded() const {
+bool AnswerStream::HasEnded() const {
   absl::MutexLock lock(&mutex_);
   return news_.end.has_value();
 }

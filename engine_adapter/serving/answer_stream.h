@@ -1,4 +1,4 @@
-// Answer is one answer in the making: the engine puts tokens in, whoever serves the client takes
+// AnswerStream is one answer in the making: the engine puts tokens in, whoever serves the client takes
 // text out.
 //
 // Bounded by what the request may generate: max_tokens tokens and their text.
@@ -19,7 +19,7 @@
 
 namespace kvstore::engine {
 
-class Answer final : public TokenSink {
+class AnswerStream final : public TokenSink {
  public:
   // What came since the last Take().
   struct News {
@@ -31,7 +31,8 @@ class Answer final : public TokenSink {
   };
 
   // `tokenizer` outlives it.
-  Answer(const Tokenizer& tokenizer, std::vector<std::string> stops, std::function<void()> on_news)
+  AnswerStream(const Tokenizer& tokenizer, std::vector<std::string> stops,
+               std::function<void()> on_news)
       : on_news_(std::move(on_news)), text_(tokenizer, std::move(stops)) {}
 
   bool OnToken(uint32_t token) override;
