@@ -66,7 +66,7 @@ class CudaEngine : public ::testing::Test {
     spec_.shape = {.num_slices = static_cast<uint32_t>(layout().num_layers),
                    .slice_bytes = static_cast<uint32_t>(layout().slice_bytes())};
     connection_ = Connect();
-    ASSERT_TRUE(connection_->status().ok()) << connection_->status();
+    ASSERT_TRUE(connection_->Use().ok()) << connection_->Use().status();
   }
   void MakeBackend() {
     engine::RandomModelWriter({.layers = 5,

@@ -125,7 +125,7 @@ class DevicePages : public ::testing::Test {
                                                  .namespace_name = "small",
                                                  .spec = spec_,
                                                  .device_slabs = mover_->device_slabs()});
-    ASSERT_TRUE(connection_->status().ok()) << connection_->status();
+    ASSERT_TRUE(connection_->Use().ok()) << connection_->Use().status();
   }
   std::unique_ptr<StorePages> MakePages(engine::StorePagesOptions options = {}) {
     return std::make_unique<StorePages>(kLayout, connection_, *memory_, *mover_, options);
