@@ -23,7 +23,7 @@ std::vector<OracleNamespace> MakeNamespaces() {
     spec.block_tokens = 1;
     spec.shape = {.num_slices = 2, .slice_bytes = 100};
     spec.tenant = std::string(1, name[0]);
-    if (name == std::string("a2")) spec.shape = {.num_slices = 3, .slice_bytes = 2000};
+    if (name == std::string("a2")) spec.shape = {.num_slices = 5, .slice_bytes = 2000};
     namespaces.emplace_back(std::move(spec));
   }
   return namespaces;
