@@ -1,5 +1,6 @@
 // Large pages on their way up from a disk that is let go step by step: an engine reads the first
 // slices of all blocks while the later ones are still on the disk.
+#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -40,18 +41,12 @@ class SliceReadiness : public ::testing::Test {
     ns_ = *ns;
     hashes_ = ns_.Hash(Tokens(ns_.spec, kBlocks, 7));
     ASSERT_TRUE(client_->Put(ns_, hashes_, PagesBytes(ns_.spec, hashes_)).ok());
-    ASSERT_TRUE(Eventually(kLong, [&] { return NvmePages() >= kBlocks; })) << "not written behind";
-    Evict();
+    // What is not on the disk yet cannot be evicted.
+    uint64_t evicted = 0;
+    ASSERT_TRUE(Eventually(kLong, [&] { return (evicted += Evict()) == kBlocks; })) << evicted;
     ASSERT_TRUE(disk_->Set("only pages"));
   }
-  uint64_t NvmePages() const {
-    const v1::StatusResponse status = daemon_.Status();
-    for (const v1::TierStatus& tier : status.tiers()) {
-      if (tier.tier() == v1::TIER_NVME) return tier.pages();
-    }
-    return 0;
-  }
-  void Evict() {
+  uint64_t Evict() {
     const auto admin =
         v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon_.target())));
     v1::EvictRequest request;
@@ -59,8 +54,8 @@ class SliceReadiness : public ::testing::Test {
     request.set_tier(v1::TIER_DRAM);
     grpc::ClientContext context;
     v1::EvictResponse response;
-    ASSERT_TRUE(admin->Evict(&context, request, &response).ok());
-    ASSERT_EQ(response.blocks(), kBlocks);
+    EXPECT_TRUE(admin->Evict(&context, request, &response).ok());
+    return response.blocks();
   }
   // What the disk has in hand it gives; what is asked for from then on it keeps.
   void Step() { ASSERT_TRUE(disk_->Set("stall 120000")); }
@@ -123,6 +118,7 @@ TEST_F(SliceReadiness, ASliceThatIsBadShortensThePrefix) {
   StepToFirstSlices(lease);
   ExpectSlice(lease, 0, 0);
   ASSERT_TRUE(disk_->Set("read_flip 1"));
+  ASSERT_TRUE(disk_->Set("stall 0"));
   std::vector<std::byte> bytes(kSliceBytes);
   EXPECT_FALSE(lease.CopySlice(0, kSlices - 1, bytes.data(), absl::Now() + kLong).ok());
   EXPECT_TRUE(Eventually(kLong, [&] { return lease.matched_blocks() == 0; }));
