@@ -5,40 +5,32 @@
 // (no daemon, a deadline, bytes that differ, a lost lease, no space) shortens the prefix or skips a
 // save, and is counted by reason; the request goes on.
 //
-// Load: pages that lie in the GPU tier are used where they are, under the lease, after their
-// checksums were verified; IsIntact() tells afterwards whether they stayed ours. Pages from colder
-// tiers are copied into private pages, verified on the way, and offered to the GPU tier at
-// Finish(). Save: new pages are private; a full one is copied into the store by the saver thread.
+// Load: pages that lie in the GPU tier are used where they are, under the lease; pages from colder
+// tiers are brought into private pages, and offered to the GPU tier at Finish(). All are checked:
+// before they are used, or, on a device, before what was computed from them is used (IsIntact()).
+// Save: new pages are private; a full one is copied into the store by the saver.
 //
 // Threads: externally synchronised; one saver thread of its own. Every wait has a deadline.
 #pragma once
 
-#include <array>
-#include <cstdint>
-#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "engine_adapter/paging/aligned_buffer.h"
+#include "engine_adapter/connector/page_mover.h"
+#include "engine_adapter/connector/page_saver.h"
+#include "engine_adapter/connector/store_connection.h"
+#include "engine_adapter/paging/page_memory.h"
 #include "engine_adapter/paging/prefix_cache.h"
-#include "kvstore/client/client.h"
 
 namespace kvstore::engine {
 
 struct StorePagesOptions {
-  std::string target;  // "unix:PATH"
-  std::string namespace_name;
-  NamespaceSpec spec;
-  absl::Duration connect_deadline = absl::Seconds(5);
   absl::Duration match_deadline = absl::Seconds(2);
   // For all loaded pages together, from LoadPrefix on. A slow disk must not make a request slower
   // than computing; the engine's prefill of the same tokens usually takes longer than this.
@@ -49,13 +41,11 @@ struct StorePagesOptions {
 
 class StorePages final : public PrefixCache {
  public:
-  // Connects and opens the namespace, within options.connect_deadline. Never fails: without a
-  // daemon nothing is found and nothing saved, and load().failures says why.
-  StorePages(const KvLayout& layout, StorePagesOptions options);
+  // Pages are `memory`'s, of the back-end that `mover` moves them for; both outlive this. Never
+  // fails: without a daemon nothing is found and nothing saved, and load().failures says why.
+  StorePages(const KvLayout& layout, std::shared_ptr<StoreConnection> connection,
+             PageMemory& memory, PageMover& mover, StorePagesOptions options = {});
   ~StorePages() override;  // Finish()
-
-  // Why the store cannot be used; OK while it can.
-  const absl::Status& connection() const { return connection_; }
 
   PrefixLoad LoadPrefix(std::span<const uint32_t> token_ids) override;
   const std::byte* LoadedPage(int64_t block_index) const override;
@@ -70,55 +60,30 @@ class StorePages final : public PrefixCache {
   const std::map<std::string, int64_t>& save_failures() const { return save_failures_; }
 
  private:
-  struct LoadedBlock {
-    const std::byte* page = nullptr;
-    bool is_in_place = false;  // in the GPU tier, under the lease
-    client::Tier found_in{};
-  };
-  struct Save {
-    int64_t block_index = 0;
-    BlockHash hash;
-    std::optional<BlockHash> parent;
-    const std::byte* page = nullptr;
-  };
-
-  absl::Status Connect();
   absl::StatusOr<std::byte*> AddPrivatePage();
-  absl::Status FetchBlock(uint32_t block, absl::Time deadline);
+  absl::Status PlaceBlock(uint32_t block);
   void TruncateLoad(int64_t blocks, const absl::Status& why);
   void CountLoaded();
-  void QueuePromotions();
-  void Queue(Save save) ABSL_LOCKS_EXCLUDED(mutex_);
-
-  void RunSaver() ABSL_LOCKS_EXCLUDED(mutex_);
-  bool HasSaverWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void SaveRun(std::span<const Save> run);
-  absl::StatusOr<client::Reservation> ReserveRun(std::span<const Save> run,
-                                                 std::span<const BlockHash> hashes);
+  void QueuePage(int64_t block, const std::byte* page);
 
   const KvLayout layout_;
+  const std::shared_ptr<StoreConnection> connection_;  // shared with the process's other sequences
+  PageMemory& memory_;
+  PageMover& mover_;
   const StorePagesOptions options_;
-  absl::Status connection_;
-  std::unique_ptr<client::Client> client_;
-  std::optional<client::Namespace> namespace_;
+  absl::StatusOr<client::Namespace> namespace_ = absl::UnavailableError("nothing asked yet");
   std::optional<client::Lease> lease_;
   std::vector<BlockHash> hashes_;  // of the sequence so far, [blocks]
   std::vector<LoadedBlock> loaded_;
-  std::vector<AlignedBuffer> private_pages_;
+  std::vector<PageMemory::Page> private_pages_;
   std::map<int64_t, const std::byte*> new_pages_;  // by block index, of private_pages_
   absl::Time load_by_;
-  bool is_fetched_ = false;
+  std::unique_ptr<PageMover::Load> loading_;  // reads lease_ and loaded_: null before they change
+  std::optional<PageSaver> saver_;
+  bool is_checked_ = false;  // every loaded byte
   bool is_finished_ = false;
   PrefixLoad load_;
-
-  // The saver's side.
-  client::Tier save_tier_ = client::Tier::kGpu;   // until the daemon says that it has none
-  std::map<std::string, int64_t> save_failures_;  // the saver's until it is joined
-  absl::Mutex mutex_;
-  std::deque<Save> queue_ ABSL_GUARDED_BY(mutex_);
-  bool is_closing_ ABSL_GUARDED_BY(mutex_) = false;
-  absl::Time save_by_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
-  std::thread saver_;
+  std::map<std::string, int64_t> save_failures_;
 };
 
 }  // namespace kvstore::engine

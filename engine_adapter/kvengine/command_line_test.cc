@@ -9,7 +9,7 @@
 namespace kvstore::engine {
 namespace {
 
-std::variant<GenerateCommand, int> Parse(std::vector<std::string> words) {
+Command Parse(std::vector<std::string> words) {
   words.insert(words.begin(), "kvengine");
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
@@ -51,14 +51,14 @@ TEST(CommandLine, ReadsEveryFlagOfGenerate) {
                              "--json"});
   const auto* command = std::get_if<GenerateCommand>(&parsed);
   ASSERT_NE(command, nullptr);
-  EXPECT_EQ(command->model_dir, "m");
+  EXPECT_EQ(command->engine.model_dir, "m");
   EXPECT_EQ(command->prompt_file, "f");
   EXPECT_EQ(command->question, "why?");
   EXPECT_TRUE(command->is_chat);
   EXPECT_EQ(command->max_tokens, 7);
-  EXPECT_EQ(command->block_tokens, 32);
-  EXPECT_EQ(command->kv_dtype, KvDtype::kF32);
-  EXPECT_EQ(command->num_threads, 3);
+  EXPECT_EQ(command->engine.block_tokens, 32);
+  EXPECT_EQ(command->engine.kv_dtype, KvDtype::kF32);
+  EXPECT_EQ(command->engine.num_threads, 3);
   EXPECT_FLOAT_EQ(command->sampling.temperature, 0.5f);
   EXPECT_EQ(command->sampling.top_k, 9);
   EXPECT_FLOAT_EQ(command->sampling.top_p, 0.8f);
@@ -83,7 +83,8 @@ TEST(CommandLine, WrongUsageIsExitCodeTwo) {
       {"generate", "--model", "m", "--prompt", "p", "--kv-dtype", "fp8"},
       {"generate", "--model", "m", "--prompt", "p", "--device", "tpu"},
       {"generate", "--model", "m", "--prompt", "p", "--device", "cuda", "--kv-dtype", "f32"},
-      {"generate", "--model", "m", "--prompt", "p", "--store", "unix:s", "--device", "cuda"},
+      {"batch", "--model", "m"},
+      {"batch", "--requests", "-"},
       {"generate", "--model", "m", "--prompt", "p", "--top-p", "0"},
       {"generate", "--model", "m", "--prompt", "p", "--temperature", "-1"},
       {"generate", "--model", "m", "--prompt", "p", "--unknown"},
@@ -102,8 +103,20 @@ TEST(CommandLine, TheDeviceIsTheCpuUnlessSaid) {
   std::vector<std::string> on_cuda = words;
   on_cuda.insert(on_cuda.end(), {"--device", "cuda"});
   const auto cpu = Parse(words), cuda = Parse(on_cuda);
-  EXPECT_EQ(std::get<GenerateCommand>(cpu).device, Device::kCpu);
-  EXPECT_EQ(std::get<GenerateCommand>(cuda).device, Device::kCuda);
+  EXPECT_EQ(std::get<GenerateCommand>(cpu).engine.device, Device::kCpu);
+  EXPECT_EQ(std::get<GenerateCommand>(cuda).engine.device, Device::kCuda);
+}
+
+TEST(CommandLine, BatchHasTheOptionsOfTheEngine) {
+  const auto parsed = Parse({"batch", "--model", "m", "--requests", "-", "--store", "unix:s",
+                             "--device", "cuda", "--block-tokens", "256"});
+  const auto* command = std::get_if<BatchCommand>(&parsed);
+  ASSERT_NE(command, nullptr);
+  EXPECT_EQ(command->requests_file, "-");
+  EXPECT_EQ(command->engine.model_dir, "m");
+  EXPECT_EQ(command->engine.store_target, "unix:s");
+  EXPECT_EQ(command->engine.device, Device::kCuda);
+  EXPECT_EQ(command->engine.block_tokens, 256);
 }
 
 TEST(CommandLine, HelpShowsAnExampleAndIsExitCodeZero) {

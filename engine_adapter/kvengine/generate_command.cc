@@ -11,34 +11,13 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "engine_adapter/kvengine/engine_device.h"
-#include "engine_adapter/kvengine/page_source.h"
 #include "engine_adapter/kvengine/prompt.h"
 #include "engine_adapter/kvengine/report.h"
-#include "engine_adapter/llama/generate.h"
-#include "engine_adapter/llama/model_config.h"
-#include "engine_adapter/llama/model_weights.h"
 #include "engine_adapter/tokenizer/tokenizer.h"
 #include "kvstore/base/status_macros.h"
 
 namespace kvstore::engine {
 namespace {
-
-// Everything that is ready before the request arrives.
-struct Engine {
-  std::unique_ptr<ModelWeights> weights;
-  std::unique_ptr<Backend> backend;
-  Tokenizer tokenizer;
-};
-
-absl::StatusOr<Engine> LoadEngine(const GenerateCommand& command) {
-  ASSIGN_OR_RETURN(const ModelConfig config, ReadModelConfig(command.model_dir));
-  ASSIGN_OR_RETURN(Tokenizer tokenizer, Tokenizer::Read(command.model_dir));
-  ASSIGN_OR_RETURN(ModelWeights opened, ModelWeights::Open(command.model_dir, config));
-  auto weights = std::make_unique<ModelWeights>(std::move(opened));
-  ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, OpenDevice(command, config, *weights));
-  return Engine{std::move(weights), std::move(backend), std::move(tokenizer)};
-}
 
 // Watches one request: progress and text for people, logits for comparisons.
 class Watcher {
@@ -104,40 +83,43 @@ class Watcher {
   std::ofstream logits_;
 };
 
-void PrintReport(const GenerateCommand& command, const GenerateResult& result,
-                 const std::string& text) {
+void PrintReport(const GenerateCommand& command, const Answer& answer) {
+  const int64_t block_tokens = command.engine.block_tokens;
   if (command.has_json_output) {
-    std::printf("%s\n", ReportJson(result, command.block_tokens, text).dump().c_str());
+    std::printf("%s\n", ReportJson(answer.result, block_tokens, answer.text).dump().c_str());
   } else {
-    std::fprintf(stderr, "%s\n", ReportLine(result, command.block_tokens).c_str());
+    std::fprintf(stderr, "%s\n", ReportLine(answer.result, block_tokens).c_str());
   }
 }
 
 absl::Status Run(const GenerateCommand& command) {
-  ASSIGN_OR_RETURN(Engine engine, LoadEngine(command));
-  ASSIGN_OR_RETURN(const std::unique_ptr<PrefixCache> cache,
-                   OpenPrefixCache(command, *engine.backend, *engine.weights));
-  Timeline timeline;
-  Watcher watcher(command, engine.tokenizer, command.timeline_file.empty() ? nullptr : &timeline);
-  RETURN_IF_ERROR(watcher.Open());
+  ASSIGN_OR_RETURN(const Engine engine, Engine::Load(command.engine));
+  ASSIGN_OR_RETURN(const Answer answer, RunRequest(engine, command));
+  PrintReport(command, answer);
+  return absl::OkStatus();
+}
 
+}  // namespace
+
+absl::StatusOr<Answer> RunRequest(const Engine& engine, const GenerateCommand& command) {
+  const std::unique_ptr<PrefixCache> cache = engine.MakePrefixCache();
+  Timeline timeline;
+  Watcher watcher(command, engine.tokenizer(), command.timeline_file.empty() ? nullptr : &timeline);
+  RETURN_IF_ERROR(watcher.Open());
   GenerateRequest request{.prompt_ids = {},
                           .max_tokens = command.max_tokens,
                           .sampling = command.sampling,
                           .seed = command.seed,
                           .arrival = Timeline::Now()};
-  ASSIGN_OR_RETURN(request.prompt_ids, MakePrompt(command, engine.tokenizer));
-  ASSIGN_OR_RETURN(const GenerateResult result,
-                   Generate(*engine.backend, *cache, request, watcher.Observer()));
+  ASSIGN_OR_RETURN(request.prompt_ids, MakePrompt(command, engine.tokenizer()));
+  Answer answer;
+  ASSIGN_OR_RETURN(answer.result, Generate(engine.backend(), *cache, request, watcher.Observer()));
   RETURN_IF_ERROR(watcher.Close());
-  ASSIGN_OR_RETURN(const std::string text,
-                   engine.tokenizer.Decode(result.output_ids, SkipSpecialTokens::kYes));
+  ASSIGN_OR_RETURN(answer.text,
+                   engine.tokenizer().Decode(answer.result.output_ids, SkipSpecialTokens::kYes));
   if (!command.timeline_file.empty()) RETURN_IF_ERROR(timeline.Write(command.timeline_file));
-  PrintReport(command, result, text);
-  return absl::OkStatus();
+  return answer;
 }
-
-}  // namespace
 
 int RunGenerateCommand(const GenerateCommand& command) {
   const absl::Status status = Run(command);

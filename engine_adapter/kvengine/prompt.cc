@@ -71,13 +71,14 @@ absl::StatusOr<std::vector<uint32_t>> ParseTokenIds(std::string_view text) {
 
 absl::StatusOr<std::vector<uint32_t>> MakePrompt(const GenerateCommand& command,
                                                  const Tokenizer& tokenizer) {
+  if (command.prompt_ids.has_value()) return *command.prompt_ids;
   if (command.prompt_ids_file.has_value()) {
     ASSIGN_OR_RETURN(const std::string text, ReadPromptFile(*command.prompt_ids_file));
     return ParseTokenIds(text);
   }
   ASSIGN_OR_RETURN(std::string text, PromptText(command));
   if (!command.is_chat) return tokenizer.Encode(text, AddSpecialTokens::kYes);
-  ASSIGN_OR_RETURN(const ChatTemplate chat, ChatTemplate::Read(command.model_dir));
+  ASSIGN_OR_RETURN(const ChatTemplate chat, ChatTemplate::Read(command.engine.model_dir));
   const ChatMessage message{"user", std::move(text)};
   ASSIGN_OR_RETURN(const std::string rendered, chat.Render({&message, 1}));
   return tokenizer.Encode(rendered, AddSpecialTokens::kNo);

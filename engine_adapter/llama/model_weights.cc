@@ -1,16 +1,15 @@
 #include "engine_adapter/llama/model_weights.h"
 
 #include <absl/status/status.h>
-#include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
-#include <openssl/evp.h>
 
 #include <algorithm>
 #include <memory>
 #include <set>
 
 #include "engine_adapter/json/json_file.h"
+#include "engine_adapter/llama/weights_revision.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 
@@ -53,35 +52,6 @@ absl::StatusOr<std::set<std::string>> ReadShardNames(const std::filesystem::path
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
-
-// Streams into SHA-256; `Add` frames every part by its length, so that no two lists of parts
-// collide.
-class Sha256Stream {
- public:
-  Sha256Stream() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
-    is_ok_ = context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1;
-  }
-
-  void Add(const void* bytes, size_t num_bytes) {
-    const uint64_t length = num_bytes;
-    is_ok_ = is_ok_ && EVP_DigestUpdate(context_.get(), &length, sizeof(length)) == 1 &&
-             EVP_DigestUpdate(context_.get(), bytes, num_bytes) == 1;
-  }
-  void Add(std::string_view text) { Add(text.data(), text.size()); }
-
-  absl::StatusOr<std::string> Hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int num_bytes = 0;
-    is_ok_ = is_ok_ && EVP_DigestFinal_ex(context_.get(), digest, &num_bytes) == 1;
-    if (!is_ok_) return absl::InternalError("SHA-256 of the weights failed in OpenSSL");
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<const char*>(digest), num_bytes));
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-  bool is_ok_ = false;
-};
 
 // Finds tensors by name over all files and checks their shape.
 class TensorBinder {
@@ -280,14 +250,7 @@ absl::Status ModelWeights::BindTensors(const ModelConfig& config) {
 }
 
 absl::StatusOr<std::string> ModelWeights::ComputeRevision() const {
-  Sha256Stream sha;
-  sha.Add("kvstore weights revision 1");
-  sha.Add(config_sha256_);
-  for (const SafetensorsFile& file : files_) {
-    sha.Add(file.path().filename().string());
-    sha.Add(file.contents().data(), file.contents().size());
-  }
-  return sha.Hex();
+  return WeightsRevision(config_sha256_, files_);
 }
 
 size_t ModelWeights::total_bytes() const {

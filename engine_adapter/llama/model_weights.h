@@ -79,9 +79,8 @@ class ModelWeights {
   }  // [vocab_size, H]; the same view as embedding() if they are tied
   const std::vector<LayerWeights>& layers() const { return layers_; }
 
-  // SHA-256 (hex) over config.json and the whole contents of every weight file, as mapped: the
-  // namespace's weights revision. Reads all weights once (about 0.2 s for 270 MB with SHA-NI);
-  // never cached, since a digest of changed files must change.
+  // weights_revision.h, of the files as mapped. Reads all weights once; never cached, since a digest
+  // of changed files must change.
   absl::StatusOr<std::string> ComputeRevision() const;
 
   size_t total_bytes() const;  // of the mapped files

@@ -81,6 +81,7 @@ class Sequence {
   std::span<const uint32_t> output_ids() const {
     return std::span(tokens_).subspan(request_.prompt_ids.size());
   }
+  int64_t num_pending() const { return num_tokens() - position_; }  // tokens to be computed
   int64_t position() const { return position_; }  // tokens that are loaded or computed
   // Prompt tokens that were not computed: at most num_prompt() - 1.
   int64_t reused_tokens() const;

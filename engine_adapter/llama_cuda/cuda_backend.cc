@@ -22,6 +22,7 @@
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/rows.h"
 #include "kvstore/base/status_macros.h"
+#include "transfer/cuda/loaded_driver.h"
 
 namespace kvstore::engine {
 namespace {
@@ -31,19 +32,21 @@ using Bf16 = __nv_bfloat16;
 
 constexpr int64_t kRowMultiple = GemmPlans::kRowMultiple;
 constexpr int64_t kLogitRows = 16;  // of the last product; one of them is wanted
+constexpr uint64_t kAddressBytes = uint64_t{256} << 30;  // the most that KvPool describes
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 int64_t RoundUp(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
-class CudaBackend final : public Backend {
+class DenseCudaBackend final : public CudaBackend {
  public:
-  CudaBackend(const ModelConfig& config, const KvLayout& layout, const CudaBackendOptions& options)
+  DenseCudaBackend(const ModelConfig& config, const KvLayout& layout,
+                   const CudaBackendOptions& options)
       : config_(config),
         layout_(layout),
         device_(options.device),
         rows_max_(RoundUp(options.pass_tokens_max, kRowMultiple)),
         pass_tokens_max_(options.pass_tokens_max) {}
-  ~CudaBackend() override;
+  ~DenseCudaBackend() override;
 
   absl::Status Initialize(const ModelWeights& weights, int64_t pool_tokens);
 
@@ -54,6 +57,10 @@ class CudaBackend final : public Backend {
   std::string_view numerics_class() const override { return numerics_class_; }
   std::string_view device_name() const override { return device_name_; }
   absl::Status Forward(const ForwardPass& pass) override;
+  const std::shared_ptr<transfer::CudaContext>& context() const override { return context_; }
+  const std::shared_ptr<transfer::AddressRange>& addresses() const override { return addresses_; }
+  cudaStream_t stream() const override { return stream_; }
+  uint32_t multiprocessors() const override { return static_cast<uint32_t>(multiprocessors_); }
 
  private:
   absl::Status OpenDevice();
@@ -81,6 +88,8 @@ class CudaBackend final : public Backend {
   std::string device_name_;
   std::string numerics_class_;
   cudaStream_t stream_ = nullptr;
+  std::shared_ptr<transfer::CudaContext> context_;     // both shared with the memory, and with
+  std::shared_ptr<transfer::AddressRange> addresses_;  // what moves pages
   CudaWeights weights_;
   std::unique_ptr<CudaPages> pages_;
 
@@ -106,14 +115,14 @@ class CudaBackend final : public Backend {
   std::map<int64_t, cudaGraphExec_t> decode_graphs_;  // by bound of keys; with logits
 };
 
-CudaBackend::~CudaBackend() {
+DenseCudaBackend::~DenseCudaBackend() {
   if (stream_ == nullptr) return;
   cudaStreamSynchronize(stream_);
   for (const auto& [keys_max, graph] : decode_graphs_) cudaGraphExecDestroy(graph);
   cudaStreamDestroy(stream_);
 }
 
-absl::Status CudaBackend::OpenDevice() {
+absl::Status DenseCudaBackend::OpenDevice() {
   RETURN_IF_RUNTIME_ERROR(cudaSetDevice(device_), absl::StrCat("CUDA device ", device_));
   cudaDeviceProp properties;
   RETURN_IF_RUNTIME_ERROR(cudaGetDeviceProperties(&properties, device_), "CUDA device");
@@ -125,10 +134,13 @@ absl::Status CudaBackend::OpenDevice() {
   device_name_ = properties.name;
   multiprocessors_ = properties.multiProcessorCount;
   RETURN_IF_RUNTIME_ERROR(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "stream");
+  ASSIGN_OR_RETURN(std::unique_ptr<transfer::CudaDriver> driver, transfer::LoadCudaDriver());
+  ASSIGN_OR_RETURN(context_, transfer::CudaContext::Open(std::move(driver), device_));
+  ASSIGN_OR_RETURN(addresses_, transfer::AddressRange::Reserve(context_, kAddressBytes));
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::Initialize(const ModelWeights& weights, int64_t pool_tokens) {
+absl::Status DenseCudaBackend::Initialize(const ModelWeights& weights, int64_t pool_tokens) {
   RETURN_IF_ERROR(OpenDevice());
   ASSIGN_OR_RETURN(lt_, LoadedCublasLt::Load());
   ASSIGN_OR_RETURN(weights_, CudaWeights::Upload(weights, stream_));
@@ -139,7 +151,7 @@ absl::Status CudaBackend::Initialize(const ModelWeights& weights, int64_t pool_t
   return MakePlans();
 }
 
-absl::Status CudaBackend::MakeRopeTable() {
+absl::Status DenseCudaBackend::MakeRopeTable() {
   const RopeTable rope(config_);
   const auto half = static_cast<size_t>(rope.half());
   ASSIGN_OR_RETURN(rope_memory_, DeviceMemory::Allocate(static_cast<size_t>(config_.max_positions) *
@@ -159,7 +171,7 @@ absl::Status CudaBackend::MakeRopeTable() {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::AllocateWorkSpace() {
+absl::Status DenseCudaBackend::AllocateWorkSpace() {
   const int64_t rows = rows_max_ + kRowMultiple;
   struct Part {
     Bf16** data;
@@ -189,7 +201,7 @@ absl::Status CudaBackend::AllocateWorkSpace() {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::MakePages(int64_t pool_tokens) {
+absl::Status DenseCudaBackend::MakePages(int64_t pool_tokens) {
   int64_t pages = layout_.BlocksOf(pool_tokens > 0 ? pool_tokens : config_.max_positions) + 2;
   if (pool_tokens == 0) {
     size_t free_bytes = 0, total_bytes = 0;
@@ -197,11 +209,11 @@ absl::Status CudaBackend::MakePages(int64_t pool_tokens) {
     const auto fitting = static_cast<int64_t>(free_bytes / 10 * 9) / layout_.page_bytes();
     pages = std::clamp<int64_t>(fitting, 2, pages);
   }
-  ASSIGN_OR_RETURN(pages_, CudaPages::Create(layout_, pages, stream_));
+  ASSIGN_OR_RETURN(pages_, CudaPages::Create(layout_, pages, context_, addresses_, stream_));
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::AllocatePassMemory() {
+absl::Status DenseCudaBackend::AllocatePassMemory() {
   ASSIGN_OR_RETURN(inputs_, PassInputs::Create(layout_, rows_max_, config_.max_positions));
   ASSIGN_OR_RETURN(host_logits_memory_,
                    PinnedMemory::Allocate(static_cast<size_t>(config_.vocab_size) * 4));
@@ -226,7 +238,7 @@ absl::Status CudaBackend::AllocatePassMemory() {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::MakePlans() {
+absl::Status DenseCudaBackend::MakePlans() {
   library_ = {.lt = &lt_,
               .workspace = gemm_memory_.data(),
               .workspace_bytes = gemm_memory_.size(),
@@ -277,7 +289,7 @@ absl::Status CudaBackend::MakePlans() {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::Norm(const Bf16* weight, int64_t row, int64_t rows) {
+absl::Status DenseCudaBackend::Norm(const Bf16* weight, int64_t row, int64_t rows) {
   const int64_t hidden = config_.hidden_size;
   return RuntimeStatus(kernels::LaunchNorm({.x = x_ + row * hidden,
                                             .weight = weight,
@@ -289,8 +301,8 @@ absl::Status CudaBackend::Norm(const Bf16* weight, int64_t row, int64_t rows) {
                        "norm");
 }
 
-absl::Status CudaBackend::RotateAndStore(const CudaLayerWeights& weights, int64_t layer,
-                                         int64_t rows) {
+absl::Status DenseCudaBackend::RotateAndStore(const CudaLayerWeights& weights, int64_t layer,
+                                              int64_t rows) {
   return RuntimeStatus(
       kernels::LaunchRopeAndStore({.qkv = qkv_,
                                    .rows = rows,
@@ -313,7 +325,7 @@ absl::Status CudaBackend::RotateAndStore(const CudaLayerWeights& weights, int64_
 }
 
 // Rows [row, row + rows) of the pass; the positions behind them are bounded by `keys_max`.
-absl::Status CudaBackend::Attend(int64_t layer, int64_t row, int64_t rows, int64_t keys_max) {
+absl::Status DenseCudaBackend::Attend(int64_t layer, int64_t row, int64_t rows, int64_t keys_max) {
   return RuntimeStatus(
       kernels::LaunchAttention(
           {.q = qkv_ + row * qkv_width(),
@@ -337,7 +349,8 @@ absl::Status CudaBackend::Attend(int64_t layer, int64_t row, int64_t rows, int64
       "attention");
 }
 
-absl::Status CudaBackend::FeedForward(const CudaLayerWeights& weights, int64_t row, int64_t rows) {
+absl::Status DenseCudaBackend::FeedForward(const CudaLayerWeights& weights, int64_t row,
+                                           int64_t rows) {
   const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
   RETURN_IF_ERROR(gate_up_plans_.Run(
       rows, {.x = normed_ + row * hidden, .w = weights.gate_up, .out = gate_up_}, stream_));
@@ -350,8 +363,8 @@ absl::Status CudaBackend::FeedForward(const CudaLayerWeights& weights, int64_t r
 }
 
 // The last layer computes its output only for the last row, since nothing else reads it.
-absl::Status CudaBackend::RunLayer(const ForwardPass& pass, int64_t layer, int64_t keys_max,
-                                   bool is_last) {
+absl::Status DenseCudaBackend::RunLayer(const ForwardPass& pass, int64_t layer, int64_t keys_max,
+                                        bool is_last) {
   const CudaLayerWeights& weights = weights_.layers()[static_cast<size_t>(layer)];
   const auto rows = static_cast<int64_t>(pass.token_ids.size());
   RETURN_IF_ERROR(Norm(weights.input_norm, 0, rows));
@@ -373,7 +386,7 @@ absl::Status CudaBackend::RunLayer(const ForwardPass& pass, int64_t layer, int64
   return FeedForward(weights, row, rows_out);
 }
 
-absl::Status CudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max) {
+absl::Status DenseCudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max) {
   const auto rows = static_cast<int64_t>(pass.token_ids.size());
   const int64_t hidden = config_.hidden_size;
   RETURN_IF_RUNTIME_ERROR(kernels::LaunchEmbed({.table = weights_.embedding(),
@@ -398,7 +411,7 @@ absl::Status CudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max) {
 }
 
 // Runs the graph of one token whose keys are at most `keys_max`; captures it the first time.
-absl::Status CudaBackend::Replay(const ForwardPass& pass, int64_t keys_max) {
+absl::Status DenseCudaBackend::Replay(const ForwardPass& pass, int64_t keys_max) {
   cudaGraphExec_t& executable = decode_graphs_[keys_max];
   if (executable == nullptr) {
     RETURN_IF_RUNTIME_ERROR(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal),
@@ -416,7 +429,7 @@ absl::Status CudaBackend::Replay(const ForwardPass& pass, int64_t keys_max) {
   return absl::OkStatus();
 }
 
-absl::Status CudaBackend::Forward(const ForwardPass& pass) {
+absl::Status DenseCudaBackend::Forward(const ForwardPass& pass) {
   RETURN_IF_ERROR(CheckPass(pass, config_, pass_tokens_max_));
   RETURN_IF_RUNTIME_ERROR(cudaSetDevice(device_), "CUDA device");
   const Timeline::Time begin = Timeline::Now();
@@ -481,9 +494,9 @@ absl::Status CheckOptions(const ModelConfig& config, const CudaBackendOptions& o
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const ModelConfig& config,
-                                                           const ModelWeights& weights,
-                                                           const CudaBackendOptions& options) {
+absl::StatusOr<std::unique_ptr<CudaBackend>> CreateCudaBackend(const ModelConfig& config,
+                                                               const ModelWeights& weights,
+                                                               const CudaBackendOptions& options) {
   RETURN_IF_ERROR(CheckOptions(config, options));
   const KvLayout layout{.num_layers = config.num_layers,
                         .num_kv_heads = config.num_kv_heads,
@@ -491,9 +504,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const ModelConfig& co
                         .dtype = KvDtype::kBf16,
                         .block_tokens = options.block_tokens};
   RETURN_IF_ERROR(layout.Validate());
-  auto backend = std::make_unique<CudaBackend>(config, layout, options);
+  auto backend = std::make_unique<DenseCudaBackend>(config, layout, options);
   RETURN_IF_ERROR(backend->Initialize(weights, options.pool_tokens));
-  return backend;
+  return std::unique_ptr<CudaBackend>(std::move(backend));
 }
 
 }  // namespace kvstore::engine

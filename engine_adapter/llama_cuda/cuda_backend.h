@@ -12,12 +12,15 @@
 #pragma once
 
 #include <absl/status/statusor.h>
+#include <cuda_runtime_api.h>
 
 #include <cstdint>
 #include <memory>
 
 #include "engine_adapter/llama/backend.h"
 #include "engine_adapter/llama/model_weights.h"
+#include "transfer/cuda/address_range.h"
+#include "transfer/cuda/cuda_context.h"
 
 namespace kvstore::engine {
 
@@ -32,12 +35,22 @@ struct CudaBackendOptions {
   static constexpr int64_t kPassTokensMax = 1 << 15;
 };
 
+class CudaBackend : public Backend {
+ public:
+  // What pages can be moved with: the device as the driver sees it, the addresses that attention
+  // reads pages at, and the stream that Forward() works on.
+  virtual const std::shared_ptr<transfer::CudaContext>& context() const = 0;
+  virtual const std::shared_ptr<transfer::AddressRange>& addresses() const = 0;
+  virtual cudaStream_t stream() const = 0;
+  virtual uint32_t multiprocessors() const = 0;
+};
+
 // Reads `weights` while it is created only. Takes some seconds: weights are uploaded and products
 // compared. Errors: InvalidArgument, an option out of range or a shape that the kernels do not
 // compute; FailedPrecondition, a device of another capability, or no products with equal bits;
 // Unavailable, no device, driver or cuBLASLt: the message says what is missing; ResourceExhausted.
-absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const ModelConfig& config,
-                                                           const ModelWeights& weights,
-                                                           const CudaBackendOptions& options);
+absl::StatusOr<std::unique_ptr<CudaBackend>> CreateCudaBackend(const ModelConfig& config,
+                                                               const ModelWeights& weights,
+                                                               const CudaBackendOptions& options);
 
 }  // namespace kvstore::engine

@@ -9,20 +9,24 @@
 
 namespace kvstore::engine {
 
-absl::StatusOr<std::unique_ptr<CudaPages>> CudaPages::Create(const KvLayout& layout,
-                                                             int64_t num_pages,
-                                                             cudaStream_t stream) {
+absl::StatusOr<std::unique_ptr<CudaPages>> CudaPages::Create(
+    const KvLayout& layout, int64_t num_pages, std::shared_ptr<transfer::CudaContext> context,
+    std::shared_ptr<transfer::AddressRange> range, cudaStream_t stream) {
   std::unique_ptr<CudaPages> pages(new CudaPages(layout, num_pages, stream));
-  const int64_t page_bytes = layout.page_bytes();
-  ASSIGN_OR_RETURN(pages->memory_,
-                   DeviceMemory::Allocate(static_cast<size_t>(num_pages * page_bytes)));
+  const auto page_bytes = static_cast<uint64_t>(layout.page_bytes());
+  const uint64_t granularity = context->granularity();
+  const uint64_t bytes =
+      (static_cast<uint64_t>(num_pages) * page_bytes + granularity - 1) / granularity * granularity;
   RETURN_IF_RUNTIME_ERROR(
-      kernels::cuda::MakeKvPool(pages->memory_.data(), pages->memory_.size(),
+      kernels::cuda::MakeKvPool(reinterpret_cast<const std::byte*>(range->data()), range->bytes(),
                                 static_cast<int>(layout.head_dim),
                                 static_cast<int>(layout.block_tokens), &pages->pool_),
       "a pool of KV pages");
+  ASSIGN_OR_RETURN(pages->memory_,
+                   transfer::DeviceMemory::Create(std::move(context), bytes, std::move(range)));
+  auto* const first = reinterpret_cast<std::byte*>(pages->memory_->data());
   for (int64_t slot = num_pages; slot-- > 0;) {
-    pages->free_.push_back(pages->memory_.data() + slot * page_bytes);
+    pages->free_.push_back(first + static_cast<uint64_t>(slot) * page_bytes);
   }
   return pages;
 }

@@ -1,5 +1,5 @@
-// CudaPages is a pool of KV pages in device memory: one allocation, so that the attention kernel can
-// copy from any page through one description of it.
+// CudaPages is a pool of KV pages in device memory. It lies in an address range with whatever else
+// the attention kernel reads pages from (slabs of a daemon): one description covers the range.
 //
 // Threads: externally synchronised. Pages are filled on the stream that computes with them.
 #pragma once
@@ -10,21 +10,23 @@
 #include <memory>
 #include <vector>
 
-#include "engine_adapter/llama_cuda/device_memory.h"
 #include "engine_adapter/paging/kv_layout.h"
 #include "engine_adapter/paging/page_memory.h"
 #include "kernels/cuda/attention.h"
+#include "transfer/cuda/device_memory.h"
 
 namespace kvstore::engine {
 
 class CudaPages final : public PageMemory {
  public:
-  // Errors: ResourceExhausted, no room on the device; InvalidArgument, a layout that the attention
-  // kernel does not read.
-  static absl::StatusOr<std::unique_ptr<CudaPages>> Create(const KvLayout& layout,
-                                                           int64_t num_pages, cudaStream_t stream);
+  // `range` is at most 256 GiB. Errors: ResourceExhausted, no room on the device; InvalidArgument, a
+  // layout that the attention kernel does not read.
+  static absl::StatusOr<std::unique_ptr<CudaPages>> Create(
+      const KvLayout& layout, int64_t num_pages, std::shared_ptr<transfer::CudaContext> context,
+      std::shared_ptr<transfer::AddressRange> range, cudaStream_t stream);
 
   absl::StatusOr<Page> Allocate(Fill fill) override;
+  // Everything in the range.
   const kernels::cuda::KvPool& pool() const { return pool_; }
   int64_t num_pages() const { return num_pages_; }
 
@@ -38,7 +40,7 @@ class CudaPages final : public PageMemory {
   const KvLayout layout_;
   const int64_t num_pages_;
   const cudaStream_t stream_;
-  DeviceMemory memory_;
+  std::unique_ptr<transfer::DeviceMemory> memory_;
   kernels::cuda::KvPool pool_;
   std::vector<std::byte*> free_;  // the last one is taken first
 };

@@ -14,6 +14,7 @@
 #include "kvstore/client/lease_state.h"
 #include "kvstore/client/reservation_state.h"
 #include "kvstore/client/wire.h"
+#include "transfer/memory/page_codec.h"
 
 namespace kvstore::client {
 namespace {
@@ -102,6 +103,13 @@ HashChain Namespace::Chain() const { return HashChain(RootHash(fingerprint), spe
 
 std::vector<BlockHash> Namespace::Hash(std::span<const uint32_t> tokens) const {
   return HashBlocks(RootHash(fingerprint), tokens, spec.block_tokens);
+}
+
+std::vector<uint64_t> SliceSeeds(const Namespace& ns, const BlockHash& hash) {
+  const uint64_t block_seed = transfer::BlockSeed(ns.fingerprint, hash);
+  std::vector<uint64_t> seeds(ns.spec.shape.num_slices);
+  for (uint32_t i = 0; i < seeds.size(); ++i) seeds[i] = transfer::SliceSeed(block_seed, i);
+  return seeds;
 }
 
 struct Client::State {

@@ -72,6 +72,10 @@ struct Match {
   uint64_t page_bytes = 0;
 };
 
+// Seeds of the XXH3-64 checksums of a block's slices, [num_slices]: for whoever takes checksums on a
+// device (Lease::CheckPage, Reservation::Seal).
+std::vector<uint64_t> SliceSeeds(const Namespace& ns, const BlockHash& hash);
+
 // One leased page that can be read where it is.
 struct PageView {
   const std::byte* slot = nullptr;  // page, then trailer (base/page_trailer.h); null: on a device
@@ -79,6 +83,7 @@ struct PageView {
   Tier tier{};                      // where it lies
   Tier found_in{};                  // where it was when it was asked for
   uint64_t page_checksum = 0;
+  uint64_t generation = 0;  // of the slot
 };
 
 // The hottest tier whose pages the caller reads where they are. kGpu: the session maps the GPU
@@ -112,6 +117,10 @@ class Lease {
   // Checks all bytes of a page in place, then its generation. For pages used where they are (GPU
   // tier).
   absl::Status VerifyPage(uint32_t block, absl::Time deadline);
+  // As VerifyPage for bytes that a device has copied, or read in place: `slice_checksums`,
+  // [num_slices], were taken over them there.
+  absl::Status CheckPage(uint32_t block, std::span<const uint64_t> slice_checksums,
+                         absl::Time deadline);
   // True while the slot of `block` still has the generation that was leased: to be asked after
   // using bytes in place.
   bool IsCurrent(uint32_t block) const;
@@ -146,6 +155,8 @@ class Reservation {
   void Fill(size_t block, const std::byte* page);
   // Seals page bytes that were written in place. The bytes must not change afterwards.
   void Seal(size_t block);
+  // As Seal(), where a device wrote the bytes and took their checksums, [num_slices].
+  void Seal(size_t block, std::span<const uint64_t> slice_checksums);
   // Publishes the filled or sealed blocks among `blocks` (positions). Errors: NotFound / Aborted,
   // the reservation is gone: the save is skipped, nothing was published; InvalidArgument, a block
   // was neither filled nor sealed.

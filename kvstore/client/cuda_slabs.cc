@@ -14,10 +14,16 @@
 namespace kvstore::client {
 namespace {
 
+transfer::DeviceAccess DeviceAccessOf(MemoryAccess access) {
+  return access == MemoryAccess::kReadWrite ? transfer::DeviceAccess::kReadWrite
+                                            : transfer::DeviceAccess::kReadOnly;
+}
+
 // A device of this process. Shared by the slabs imported from it, which may outlive each other.
 struct CudaPart {
   MonotonicClock clock;
   std::shared_ptr<transfer::CudaContext> context;  // shared with the memory
+  std::shared_ptr<transfer::AddressRange> range;   // null: slabs lie anywhere
   std::unique_ptr<transfer::CopyEngine> engine;
 };
 
@@ -66,12 +72,18 @@ class CudaSlabs final : public DeviceSlabs {
 
   absl::StatusOr<std::unique_ptr<DeviceSlab>> Import(UniqueFd slab, uint64_t bytes,
                                                      MemoryAccess access) override {
-    const auto device_access = access == MemoryAccess::kReadWrite
-                                   ? transfer::DeviceAccess::kReadWrite
-                                   : transfer::DeviceAccess::kReadOnly;
     ASSIGN_OR_RETURN(std::unique_ptr<transfer::DeviceMemory> memory,
-                     transfer::DeviceMemory::Import(part_->context, slab, bytes, device_access));
+                     transfer::DeviceMemory::Import(part_->context, slab, bytes,
+                                                    DeviceAccessOf(access), part_->range));
     return std::unique_ptr<DeviceSlab>(std::make_unique<CudaSlab>(part_, std::move(memory)));
+  }
+  void RegisterHost(std::byte* data, uint64_t bytes, MemoryAccess access) override {
+    if (!part_->context->Bind().ok()) return;
+    (void)part_->context->driver().RegisterHost(data, bytes, DeviceAccessOf(access));
+  }
+  // Memory that was not registered is refused, and that is all.
+  void UnregisterHost(std::byte* data) override {
+    if (part_->context->Bind().ok()) (void)part_->context->driver().UnregisterHost(data);
   }
 
  private:
@@ -82,13 +94,16 @@ class CudaSlabs final : public DeviceSlabs {
 
 absl::StatusOr<std::shared_ptr<DeviceSlabs>> OpenCudaSlabs(int device) {
   ASSIGN_OR_RETURN(std::unique_ptr<transfer::CudaDriver> driver, transfer::LoadCudaDriver());
-  return OpenCudaSlabs(std::move(driver), device);
+  ASSIGN_OR_RETURN(std::shared_ptr<transfer::CudaContext> context,
+                   transfer::CudaContext::Open(std::move(driver), device));
+  return OpenCudaSlabs(std::move(context), nullptr);
 }
 
 absl::StatusOr<std::shared_ptr<DeviceSlabs>> OpenCudaSlabs(
-    std::unique_ptr<transfer::CudaDriver> driver, int device) {
+    std::shared_ptr<transfer::CudaContext> context, std::shared_ptr<transfer::AddressRange> range) {
   auto part = std::make_shared<CudaPart>();
-  ASSIGN_OR_RETURN(part->context, transfer::CudaContext::Open(std::move(driver), device));
+  part->context = std::move(context);
+  part->range = std::move(range);
   ASSIGN_OR_RETURN(part->engine, transfer::CopyEngine::Create({.name = "kv-client-gpu"},
                                                               part->context, part->clock));
   return std::shared_ptr<DeviceSlabs>(std::make_shared<CudaSlabs>(std::move(part)));

@@ -6,7 +6,8 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/client/device_slab.h"
-#include "transfer/cuda/cuda_driver.h"
+#include "transfer/cuda/address_range.h"
+#include "transfer/cuda/cuda_context.h"
 
 namespace kvstore::client {
 
@@ -14,8 +15,8 @@ namespace kvstore::client {
 // which kernels launched by the CUDA runtime share. Errors: FailedPrecondition, no driver; NotFound,
 // no such device; Unavailable.
 absl::StatusOr<std::shared_ptr<DeviceSlabs>> OpenCudaSlabs(int device);
-// On a driver of the caller's. Tests.
+// In a context of the caller's, at addresses of `range` (null: anywhere).
 absl::StatusOr<std::shared_ptr<DeviceSlabs>> OpenCudaSlabs(
-    std::unique_ptr<transfer::CudaDriver> driver, int device);
+    std::shared_ptr<transfer::CudaContext> context, std::shared_ptr<transfer::AddressRange> range);
 
 }  // namespace kvstore::client

@@ -246,7 +246,8 @@ absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
                   .device_slot = location.device_slot(),
                   .tier = location.tier,
                   .found_in = location.found_in,
-                  .page_checksum = location.page_checksum};
+                  .page_checksum = location.page_checksum,
+                  .generation = location.generation};
 }
 
 absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadline) {
@@ -285,6 +286,22 @@ absl::Status Lease::VerifyPage(uint32_t block, absl::Time deadline) {
   RETURN_IF_ERROR(state_->CheckCurrent(block, location));
   if (!verified.ok()) state_->ReportBad(block);
   return verified;
+}
+
+absl::Status Lease::CheckPage(uint32_t block, std::span<const uint64_t> slice_checksums,
+                              absl::Time deadline) {
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  if (slice_checksums.size() != state_->shape.num_slices) {
+    return absl::InvalidArgumentError(absl::StrCat(slice_checksums.size(), " checksums of ",
+                                                   state_->shape.num_slices, " slices"));
+  }
+  const uint64_t found = transfer::PageChecksum(
+      reinterpret_cast<const std::byte*>(slice_checksums.data()), state_->shape.num_slices,
+      transfer::BlockSeed(state_->fingerprint, state_->hashes[block]));
+  RETURN_IF_ERROR(state_->CheckCurrent(block, location));
+  if (found == location.page_checksum) return absl::OkStatus();
+  state_->ReportBad(block);
+  return absl::DataLossError(absl::StrCat("block ", block, ": bytes differ from their checksum"));
 }
 
 bool Lease::IsCurrent(uint32_t block) const {

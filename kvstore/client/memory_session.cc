@@ -167,11 +167,9 @@ absl::Status CheckSize(const UniqueFd& fd, uint64_t bytes, const char* what) {
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(UniqueFd slab,
-                                                                  UniqueFd generations,
-                                                                  uint64_t slab_bytes,
-                                                                  MemoryAccess access,
-                                                                  DeviceSlabs* device_slabs) {
+absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(
+    UniqueFd slab, UniqueFd generations, uint64_t slab_bytes, MemoryAccess access,
+    std::shared_ptr<DeviceSlabs> device_slabs) {
   const uint64_t table_bytes =
       (slab_bytes + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
   if (slab_bytes == 0) return absl::DataLossError("an empty slab");
@@ -191,12 +189,17 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MappedSlab::Map(UniqueFd slab,
     return absl::ResourceExhaustedError(
         absl::StrCat("cannot map a slab of ", slab_bytes, " bytes: ", std::strerror(errno)));
   }
+  if (device_slabs != nullptr && mapped->data_ != nullptr) {
+    device_slabs->RegisterHost(mapped->data_, slab_bytes, access);
+    mapped->registered_with_ = std::move(device_slabs);
+  }
   return std::shared_ptr<const MappedSlab>(std::move(mapped));
 }
 
 MappedSlab::~MappedSlab() {
   const uint64_t table_bytes =
       (bytes_ + kGenerationStride - 1) / kGenerationStride * sizeof(uint64_t);
+  if (registered_with_ != nullptr) registered_with_->UnregisterHost(data_);
   if (data_ != nullptr) munmap(data_, bytes_);
   if (generations_ != nullptr) munmap(generations_, table_bytes);
 }
@@ -332,7 +335,7 @@ absl::StatusOr<std::shared_ptr<const MappedSlab>> MemorySession::RequestSlab(
                                                static_cast<uint32_t>(reply->message.code)));
   }
   return MappedSlab::Map(std::move(reply->descriptors[0]), std::move(reply->descriptors[1]),
-                         reply->message.slab_bytes, access_, device_slabs_.get());
+                         reply->message.slab_bytes, access_, device_slabs_);
 }
 
 }  // namespace kvstore::client

@@ -35,12 +35,11 @@ class MappedSlab {
  public:
   // Takes the descriptors; checks their sizes first, so that no mapping reaches past the end of its
   // file. A slab that is no sealed memfd is memory of a device, which `device_slabs` imports; null:
-  // we reach none. Errors: DataLoss, a descriptor is not what the daemon promised;
+  // we reach none. Slabs in host memory are registered with it. Errors: DataLoss, a descriptor is not what the daemon promised;
   // ResourceExhausted, no address space or memory; Unavailable, the device fails.
-  static absl::StatusOr<std::shared_ptr<const MappedSlab>> Map(UniqueFd slab, UniqueFd generations,
-                                                               uint64_t slab_bytes,
-                                                               MemoryAccess access,
-                                                               DeviceSlabs* device_slabs);
+  static absl::StatusOr<std::shared_ptr<const MappedSlab>> Map(
+      UniqueFd slab, UniqueFd generations, uint64_t slab_bytes, MemoryAccess access,
+      std::shared_ptr<DeviceSlabs> device_slabs);
   ~MappedSlab();
   MappedSlab(const MappedSlab&) = delete;
   MappedSlab& operator=(const MappedSlab&) = delete;
@@ -57,6 +56,7 @@ class MappedSlab {
  private:
   MappedSlab() = default;
   std::byte* data_ = nullptr;
+  std::shared_ptr<DeviceSlabs> registered_with_;  // shared with the session, which may end before
   std::unique_ptr<DeviceSlab> device_;
   uint64_t* generations_ = nullptr;
   uint64_t bytes_ = 0;

@@ -167,6 +167,23 @@ void Reservation::Seal(size_t block) {
   }
 }
 
+void Reservation::Seal(size_t block, std::span<const uint64_t> slice_checksums) {
+  State::Block& target = state_->blocks[block];
+  const PageShape& shape = state_->shape;
+  if (slice_checksums.size() != shape.num_slices || !target.is_placed()) return;
+  const PageIdentity identity = state_->Identity(block);
+  const uint64_t page_bytes = shape.page_bytes();
+  if (target.address != nullptr) {
+    target.page_checksum =
+        transfer::SealTail(target.address + page_bytes, slice_checksums, identity);
+    return;
+  }
+  std::vector<std::byte> tail(shape.slot_bytes() - page_bytes);
+  const uint64_t checksum = transfer::SealTail(tail.data(), slice_checksums, identity);
+  if (target.device->Write(target.offset + page_bytes, tail.data(), tail.size()).ok())
+    target.page_checksum = checksum;
+}
+
 absl::Status Reservation::Commit(std::span<const uint32_t> blocks, absl::Time deadline) {
   return state_->Commit(blocks, deadline);
 }

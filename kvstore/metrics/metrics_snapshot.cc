@@ -4,7 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
-#include "kvstore/metrics/metrics_page.h"
+#include "kvstore/base/metrics_page.h"
 
 namespace kvstore::metrics {
 namespace {

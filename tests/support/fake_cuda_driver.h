@@ -48,7 +48,8 @@ struct FakeCudaDevice {
   // What no correct program does: memory unmapped under a copy, copies outside of any memory.
   std::atomic<uint64_t> offences{0};
   std::atomic<uint64_t> allocated_bytes{0};
-  std::atomic<uint64_t> handles{0};  // allocations, contexts, streams and events that live
+  std::atomic<uint64_t> registered{0};  // stretches of host memory
+  std::atomic<uint64_t> handles{0};     // allocations, contexts, streams and events that live
 
   absl::Mutex mutex;
   std::mt19937 random ABSL_GUARDED_BY(mutex);

@@ -10,7 +10,7 @@
 namespace kvstore::transfer {
 
 absl::StatusOr<std::unique_ptr<DeviceMemory>> DeviceMemory::Create(
-    std::shared_ptr<CudaContext> context, uint64_t bytes) {
+    std::shared_ptr<CudaContext> context, uint64_t bytes, std::shared_ptr<AddressRange> range) {
   if (bytes == 0 || bytes % context->granularity() != 0) {
     return absl::InvalidArgumentError(absl::StrCat("device memory of ", bytes,
                                                    " bytes, valid: multiples of ",
@@ -19,7 +19,7 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> DeviceMemory::Create(
   if (context->has_failed()) return context->failure();
   RETURN_IF_ERROR(context->Bind());
   CudaContext& owner = *context;
-  auto memory = absl::WrapUnique(new DeviceMemory(std::move(context), bytes));
+  auto memory = absl::WrapUnique(new DeviceMemory(std::move(context), bytes, std::move(range)));
   CUresult result = owner.driver().Create(owner.device(), bytes, &memory->handle_);
   memory->has_handle_ = result == CUDA_SUCCESS;
   if (result == CUDA_SUCCESS) result = memory->MapIt(DeviceAccess::kReadWrite);
@@ -34,11 +34,12 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> DeviceMemory::Create(
 }
 
 absl::StatusOr<std::unique_ptr<DeviceMemory>> DeviceMemory::Import(
-    std::shared_ptr<CudaContext> context, const UniqueFd& fd, uint64_t bytes, DeviceAccess access) {
+    std::shared_ptr<CudaContext> context, const UniqueFd& fd, uint64_t bytes, DeviceAccess access,
+    std::shared_ptr<AddressRange> range) {
   if (context->has_failed()) return context->failure();
   RETURN_IF_ERROR(context->Bind());
   CudaContext& owner = *context;
-  auto memory = absl::WrapUnique(new DeviceMemory(std::move(context), bytes));
+  auto memory = absl::WrapUnique(new DeviceMemory(std::move(context), bytes, std::move(range)));
   CUresult result = owner.driver().Import(fd.get(), &memory->handle_);
   memory->has_handle_ = result == CUDA_SUCCESS;
   if (result == CUDA_SUCCESS) result = memory->MapIt(access);
@@ -48,13 +49,20 @@ absl::StatusOr<std::unique_ptr<DeviceMemory>> DeviceMemory::Import(
   return absl::IsResourceExhausted(status) ? status : absl::DataLossError(status.message());
 }
 
+CUresult DeviceMemory::FindAddress() {
+  if (range_ != nullptr) {
+    address_ = range_->Take(bytes_).value_or(0);
+    return address_ == 0 ? CUDA_ERROR_OUT_OF_MEMORY : CUDA_SUCCESS;
+  }
+  const CUresult result = context_->driver().ReserveAddress(bytes_, &address_);
+  if (result != CUDA_SUCCESS) address_ = 0;
+  return result;
+}
+
 CUresult DeviceMemory::MapIt(DeviceAccess access) {
   CudaDriver& driver = context_->driver();
-  CUresult result = driver.ReserveAddress(bytes_, &address_);
-  if (result != CUDA_SUCCESS) {
-    address_ = 0;
-    return result;
-  }
+  CUresult result = FindAddress();
+  if (result != CUDA_SUCCESS) return result;
   result = driver.Map(address_, bytes_, handle_);
   is_mapped_ = result == CUDA_SUCCESS;
   return is_mapped_ ? driver.SetAccess(address_, bytes_, context_->device(), access) : result;
@@ -65,7 +73,8 @@ DeviceMemory::~DeviceMemory() {
   CudaDriver& driver = context_->driver();
   (void)context_->Bind();
   if (is_mapped_) (void)driver.Unmap(address_, bytes_);
-  if (address_ != 0) (void)driver.FreeAddress(address_, bytes_);
+  if (address_ != 0 && range_ != nullptr) range_->Give(address_);
+  if (address_ != 0 && range_ == nullptr) (void)driver.FreeAddress(address_, bytes_);
   if (has_handle_) (void)driver.Release(handle_);
 }
 

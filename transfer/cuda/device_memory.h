@@ -13,6 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "kvstore/base/unique_fd.h"
+#include "transfer/cuda/address_range.h"
 #include "transfer/cuda/cuda_context.h"
 
 namespace kvstore::transfer {
@@ -20,15 +21,16 @@ namespace kvstore::transfer {
 class DeviceMemory {
  public:
   // New memory, zeroed: nothing of what it held before can be read. `bytes` is a multiple of
-  // context->granularity(). Errors: ResourceExhausted, with what is free; InvalidArgument;
+  // context->granularity(). `range`: where its address lies; null: anywhere. Errors: ResourceExhausted, with what is free; InvalidArgument;
   // Unavailable, the device has failed.
-  static absl::StatusOr<std::unique_ptr<DeviceMemory>> Create(std::shared_ptr<CudaContext> context,
-                                                              uint64_t bytes);
+  static absl::StatusOr<std::unique_ptr<DeviceMemory>> Create(
+      std::shared_ptr<CudaContext> context, uint64_t bytes,
+      std::shared_ptr<AddressRange> range = nullptr);
   // Memory of another process. `bytes`: what its owner says. Errors: DataLoss, the descriptor is no
   // device memory of this device, or not of that size; ResourceExhausted.
-  static absl::StatusOr<std::unique_ptr<DeviceMemory>> Import(std::shared_ptr<CudaContext> context,
-                                                              const UniqueFd& fd, uint64_t bytes,
-                                                              DeviceAccess access);
+  static absl::StatusOr<std::unique_ptr<DeviceMemory>> Import(
+      std::shared_ptr<CudaContext> context, const UniqueFd& fd, uint64_t bytes, DeviceAccess access,
+      std::shared_ptr<AddressRange> range = nullptr);
   ~DeviceMemory();
   DeviceMemory(const DeviceMemory&) = delete;
   DeviceMemory& operator=(const DeviceMemory&) = delete;
@@ -39,11 +41,14 @@ class DeviceMemory {
   absl::StatusOr<UniqueFd> Export() const;
 
  private:
-  DeviceMemory(std::shared_ptr<CudaContext> context, uint64_t bytes)
-      : context_(std::move(context)), bytes_(bytes) {}
+  DeviceMemory(std::shared_ptr<CudaContext> context, uint64_t bytes,
+               std::shared_ptr<AddressRange> range)
+      : context_(std::move(context)), range_(std::move(range)), bytes_(bytes) {}
+  CUresult FindAddress();
   CUresult MapIt(DeviceAccess access);
 
   const std::shared_ptr<CudaContext> context_;
+  const std::shared_ptr<AddressRange> range_;  // null: an address of its own
   const uint64_t bytes_;
   CUmemGenericAllocationHandle handle_ = 0;
   bool has_handle_ = false;

@@ -16,10 +16,6 @@ using Checksums = std::array<uint64_t, kNumSlicesMax>;  // 8 KiB, on the stack
 // Odd, so that slices of one block never share a seed; slice -1, as it were, is the page checksum.
 constexpr uint64_t kSliceSeedStep = 0x9E3779B97F4A7C15U;
 
-uint64_t SliceSeed(uint64_t block_seed, uint32_t slice_index) {
-  return block_seed + (uint64_t{slice_index} + 1) * kSliceSeedStep;
-}
-
 uint64_t BlockSeedOf(const PageIdentity& identity) {
   return BlockSeed(identity.fingerprint, identity.hash);
 }
@@ -41,16 +37,16 @@ absl::Status SliceDiffers(const PageIdentity& expect, uint32_t slice_index) {
       absl::StrCat(Name(expect), ": slice ", slice_index, " does not match its checksum"));
 }
 
-// Everything behind the page: padding, trailer, `table`, padding. Nothing of what the slot held
-// before remains.
-void WriteTail(std::byte* slot, const Checksums& table, const PageIdentity& identity,
+// Everything behind the page, from `tail` on: padding, trailer, `table`, padding. Nothing of what
+// the slot held before remains.
+void WriteTail(std::byte* tail, std::span<const uint64_t> table, const PageIdentity& identity,
                uint64_t generation) {
   const PageShape& shape = identity.shape;
   const uint64_t page_bytes = shape.page_bytes();
-  const uint64_t trailer_at = TrailerOffset(shape);
-  const uint64_t table_at = SliceChecksumsOffset(shape);
+  const uint64_t trailer_at = TrailerOffset(shape) - page_bytes;
+  const uint64_t table_at = SliceChecksumsOffset(shape) - page_bytes;
   const uint64_t table_end = table_at + uint64_t{8} * shape.num_slices;
-  std::memset(slot + page_bytes, 0, trailer_at - page_bytes);
+  std::memset(tail, 0, trailer_at);
   PageTrailer trailer = {};
   trailer.magic = kPageTrailerMagic;
   trailer.version = kPageTrailerVersion;
@@ -63,9 +59,9 @@ void WriteTail(std::byte* slot, const Checksums& table, const PageIdentity& iden
   trailer.hash = identity.hash;
   trailer.parent = identity.parent;
   trailer.page_checksum = identity.page_checksum;
-  std::memcpy(slot + trailer_at, &trailer, sizeof trailer);
-  std::memcpy(slot + table_at, table.data(), table_end - table_at);
-  std::memset(slot + table_end, 0, shape.slot_bytes() - table_end);
+  std::memcpy(tail + trailer_at, &trailer, sizeof trailer);
+  std::memcpy(tail + table_at, table.data(), table_end - table_at);
+  std::memset(tail + table_end, 0, shape.slot_bytes() - page_bytes - table_end);
 }
 
 // Copies all slices, up to the first that differs. Fenced whatever the outcome: a late store must
@@ -106,16 +102,6 @@ uint64_t RecordChecksum(PageTrailer trailer, const std::byte* slice_checksums) {
   return kernels::Checksum(record.data(), sizeof trailer + table_bytes, 0);
 }
 
-// Seals a slot whose slices have the checksums in `table`; returns the page checksum.
-uint64_t Seal(std::byte* slot, const Checksums& table, const PageIdentity& identity,
-              uint64_t block_seed) {
-  PageIdentity sealed = identity;
-  sealed.page_checksum = PageChecksum(reinterpret_cast<const std::byte*>(table.data()),
-                                      identity.shape.num_slices, block_seed);
-  WriteTail(slot, table, sealed, 0);
-  return sealed.page_checksum;
-}
-
 }  // namespace
 
 uint64_t BlockSeed(const Fingerprint& fingerprint, const BlockHash& hash) {
@@ -123,6 +109,10 @@ uint64_t BlockSeed(const Fingerprint& fingerprint, const BlockHash& hash) {
   std::memcpy(key.data(), fingerprint.bytes.data(), Fingerprint::kBytes);
   std::memcpy(key.data() + Fingerprint::kBytes, hash.bytes.data(), BlockHash::kBytes);
   return kernels::Checksum(key.data(), key.size(), 0);
+}
+
+uint64_t SliceSeed(uint64_t block_seed, uint32_t slice_index) {
+  return block_seed + (uint64_t{slice_index} + 1) * kSliceSeedStep;
 }
 
 uint64_t SliceChecksum(const std::byte* slice, size_t bytes, uint64_t block_seed,
@@ -144,7 +134,7 @@ uint64_t CopyIntoSlot(std::byte* slot, const std::byte* page, const PageIdentity
                                              slice_bytes, SliceSeed(block_seed, i));
   }
   kernels::FenceCopies();
-  return Seal(slot, table, identity, block_seed);
+  return SealTail(slot + identity.shape.page_bytes(), table, identity);
 }
 
 uint64_t SealSlot(std::byte* slot, const PageIdentity& identity) {
@@ -155,7 +145,17 @@ uint64_t SealSlot(std::byte* slot, const PageIdentity& identity) {
   for (uint32_t i = 0; i < identity.shape.num_slices; ++i) {
     table[i] = SliceChecksum(slot + i * slice_bytes, slice_bytes, block_seed, i);
   }
-  return Seal(slot, table, identity, block_seed);
+  return SealTail(slot + identity.shape.page_bytes(), table, identity);
+}
+
+uint64_t SealTail(std::byte* tail, std::span<const uint64_t> slice_checksums,
+                  const PageIdentity& identity) {
+  RequireValidShape(identity.shape);
+  PageIdentity sealed = identity;
+  sealed.page_checksum = PageChecksum(reinterpret_cast<const std::byte*>(slice_checksums.data()),
+                                      identity.shape.num_slices, BlockSeedOf(identity));
+  WriteTail(tail, slice_checksums, sealed, 0);
+  return sealed.page_checksum;
 }
 
 absl::Status CopyFromSlot(std::byte* page, const std::byte* slot, const PageIdentity& expect) {
@@ -202,7 +202,7 @@ absl::Status AcceptSlot(std::byte* slot, const PageIdentity& expect) {
   SliceTable table;
   if (absl::Status status = table.Load(slot, expect); !status.ok()) return status;
   if (absl::Status status = VerifySlices(slot, expect, table); !status.ok()) return status;
-  WriteTail(slot, table.checksums(), expect, 0);
+  WriteTail(slot + expect.shape.page_bytes(), table.checksums(), expect, 0);
   return absl::OkStatus();
 }
 
@@ -210,7 +210,7 @@ absl::Status CopySlot(std::byte* dst, const std::byte* src, const PageIdentity& 
   SliceTable table;
   if (absl::Status status = table.Load(src, expect); !status.ok()) return status;
   if (absl::Status status = CopySlices(dst, src, expect, table); !status.ok()) return status;
-  WriteTail(dst, table.checksums(), expect, 0);
+  WriteTail(dst + expect.shape.page_bytes(), table.checksums(), expect, 0);
   return absl::OkStatus();
 }
 
@@ -219,7 +219,7 @@ void SealRecord(std::byte* slot, const PageIdentity& identity, uint64_t generati
   Checksums table;
   std::memcpy(table.data(), slot + SliceChecksumsOffset(identity.shape),
               size_t{8} * identity.shape.num_slices);
-  WriteTail(slot, table, identity, generation);
+  WriteTail(slot + identity.shape.page_bytes(), table, identity, generation);
   PageTrailer trailer;
   std::byte* at = slot + TrailerOffset(identity.shape);
   std::memcpy(&trailer, at, sizeof trailer);

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include "absl/status/status.h"
 #include "kvstore/base/page_trailer.h"
@@ -20,7 +21,9 @@ namespace kvstore::transfer {
 // Seed of a block's checksums: XXH3-64 of fingerprint and hash. A slot that holds another block's
 // bytes fails although they are intact.
 uint64_t BlockSeed(const Fingerprint& fingerprint, const BlockHash& hash);
-// XXH3-64 of one slice, with seed block_seed + (slice_index + 1) * 0x9E3779B97F4A7C15.
+// block_seed + (slice_index + 1) * 0x9E3779B97F4A7C15: no two slices of a block share one.
+uint64_t SliceSeed(uint64_t block_seed, uint32_t slice_index);
+// XXH3-64 of one slice, with its SliceSeed().
 uint64_t SliceChecksum(const std::byte* slice, size_t bytes, uint64_t block_seed,
                        uint32_t slice_index);
 // XXH3-64 over an array of slice checksums, with seed block_seed. `slice_checksums` may be
@@ -38,6 +41,10 @@ uint64_t CopyIntoSlot(std::byte* slot, const std::byte* page, const PageIdentity
 // Save, for whoever wrote the page in place: writes trailer and slice checksums for the page bytes
 // that are in `slot` now.
 uint64_t SealSlot(std::byte* slot, const PageIdentity& identity);
+// Save, for a page whose bytes a device wrote and checked: writes all that follows the page in its
+// slot, slot_bytes() - page_bytes(), at `tail`. `slice_checksums` is [num_slices].
+uint64_t SealTail(std::byte* tail, std::span<const uint64_t> slice_checksums,
+                  const PageIdentity& identity);
 
 // Load: copies the page out of `slot` into `page` and checks it. On an error `page` holds garbage.
 // Errors: DataLoss, with the slice that differs.

@@ -1,7 +1,9 @@
 #include "transfer/memory/page_codec.h"
 
+#include <algorithm>
 #include <cstring>
 #include <random>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -55,6 +57,19 @@ class PageCodec : public testing::TestWithParam<PageShape> {
   PageIdentity identity_ = MakeIdentity(GetParam());
   std::vector<std::byte> page_, slot_, out_, copy_;
 };
+
+TEST_P(PageCodec, SealedByItsChecksumsIsTheSameSlot) {
+  const uint64_t block_seed = BlockSeed(identity_.fingerprint, identity_.hash);
+  std::vector<uint64_t> checksums;
+  for (uint32_t i = 0; i < identity_.shape.num_slices; ++i) {
+    checksums.push_back(SliceChecksum(page_.data() + i * identity_.shape.slice_bytes,
+                                      identity_.shape.slice_bytes, block_seed, i));
+  }
+  const uint64_t page_bytes = identity_.shape.page_bytes();
+  std::vector<std::byte> tail(slot_.size() - page_bytes, std::byte{0xCC});
+  EXPECT_EQ(SealTail(tail.data(), checksums, identity_), identity_.page_checksum);
+  EXPECT_TRUE(std::ranges::equal(tail, std::span(slot_).subspan(page_bytes)));
+}
 
 TEST_P(PageCodec, SavedPageIsReadBackByEveryWay) {
   EXPECT_TRUE(AllReadersAccept(slot_, identity_));

@@ -16,7 +16,7 @@
 
 #include "kvstore/base/latency_histogram.h"
 
-namespace kvstore::metrics {
+namespace kvstore {
 
 enum class MetricType { kCounter, kGauge, kHistogram };
 
@@ -40,4 +40,4 @@ class MetricsPage {
   std::string name_;  // of the family
 };
 
-}  // namespace kvstore::metrics
+}  // namespace kvstore

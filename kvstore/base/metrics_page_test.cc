@@ -1,8 +1,8 @@
-#include "kvstore/metrics/metrics_page.h"
+#include "kvstore/base/metrics_page.h"
 
 #include <gtest/gtest.h>
 
-namespace kvstore::metrics {
+namespace kvstore {
 namespace {
 
 TEST(MetricsPage, AFamilyHasHelpTypeAndItsSamples) {
@@ -43,4 +43,4 @@ TEST(MetricsPage, HistogramBucketsAreCumulativeAndInSeconds) {
 }
 
 }  // namespace
-}  // namespace kvstore::metrics
+}  // namespace kvstore

@@ -1,8 +1,8 @@
-#include "kvstore/metrics/metrics_page.h"
+#include "kvstore/base/metrics_page.h"
 
 #include <charconv>
 
-namespace kvstore::metrics {
+namespace kvstore {
 namespace {
 
 std::string_view TypeName(MetricType type) {
@@ -81,4 +81,4 @@ void MetricsPage::Histogram(Labels labels, const LatencyHistogram::Snapshot& tim
   Line("_count", labels, "", std::to_string(total));
 }
 
-}  // namespace kvstore::metrics
+}  // namespace kvstore
