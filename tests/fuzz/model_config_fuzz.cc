@@ -30,8 +30,8 @@ void CheckExperts(const ModelConfig& config, const ExpertLayers& experts) {
   REQUIRE(experts.per_token >= 1 && experts.per_token <= experts.num_experts);
   REQUIRE(experts.first_layer >= 0 && experts.first_layer <= config.num_layers);
   REQUIRE(experts.scale > 0 && std::isfinite(experts.scale));
-  REQUIRE(Fits(experts.num_experts * experts.intermediate_size, config.hidden_size,
-               config.num_layers));
+  REQUIRE(
+      Fits(experts.num_experts * experts.intermediate_size, config.hidden_size, config.num_layers));
   REQUIRE(Fits(experts.shared_intermediate_size, config.hidden_size, config.num_layers));
 }
 
