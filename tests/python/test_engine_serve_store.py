@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -135,7 +136,6 @@ def test_an_engine_that_starts_before_its_daemon_uses_it_when_it_comes(model, da
 
 
 def test_a_frozen_daemon_delays_loads_and_not_those_who_decode(model, daemon, tmp_path):
-    import signal
     with EngineServer(model, tmp_path, "--store", daemon.target) as server:
         server.complete(prompt=PROMPT, max_tokens=1)
         with openai.OpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
