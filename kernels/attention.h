@@ -1,5 +1,6 @@
 // Causal attention of one sequence over paged keys and values, grouped queries (GQA), online
-// softmax.
+// softmax. Values may be shorter than keys, and may be the front of them: then this is the latent
+// attention (MLA) of one shared head.
 //
 // Bits: keys are taken in tiles that start at absolute multiples of kAttentionTileKeys, ascending,
 // and each query row is computed apart from the others. So the result of a row does not depend on
@@ -27,18 +28,19 @@ struct AttentionArgs {
   const float* q =
       nullptr;  // [num_tokens, kv_heads, group, head_dim], tokens q_stride floats apart
   int64_t q_stride = 0;
-  float* out = nullptr;  // same shape, tokens out_stride floats apart
+  float* out = nullptr;  // [num_tokens, kv_heads, group, value_dim], tokens out_stride floats apart
   int64_t out_stride = 0;
   const std::byte* const* pages =
       nullptr;  // page i holds tokens [i * block_tokens, (i + 1) * block_tokens)
   int64_t block_tokens = 0;
   // Byte offsets inside a page of this layer's keys and values; each is [kv_heads, block_tokens,
-  // head_dim] of kv_type.
+  // head_dim] of kv_type. Of a value's row the first value_dim elements are read.
   int64_t k_offset = 0;
   int64_t v_offset = 0;
   KvType kv_type = KvType::kBf16;
   int64_t group = 0;           // query heads of a kv head
   int64_t head_dim = 0;        // a multiple of 16
+  int64_t value_dim = 0;       // a multiple of 16, at most head_dim
   float scale = 0.0f;          // usually 1 / sqrt(head_dim)
   int64_t first_position = 0;  // absolute position of query token 0
 };

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "kernels/attention.h"
+#include "kernels/experts.h"
 #include "kernels/gemm.h"
 #include "kernels/rows.h"
 
@@ -25,6 +26,8 @@ struct CpuKernels {
   void (*rope)(const RopeArgs&, int64_t row_begin, int64_t row_end);
   void (*store_kv)(const KvStoreArgs&, int64_t row_begin, int64_t row_end);
   void (*swiglu)(const SwigluArgs&, int64_t row_begin, int64_t row_end);
+  void (*route)(const RouteArgs&, int64_t row_begin, int64_t row_end);
+  void (*combine)(const CombineArgs&, int64_t row_begin, int64_t row_end);
   void (*add)(float* x, const float* y, int64_t n);               // x += y
   void (*widen_bf16)(const uint16_t* x, float* out, int64_t n);   // exact
   void (*narrow_bf16)(const float* x, uint16_t* out, int64_t n);  // to nearest even

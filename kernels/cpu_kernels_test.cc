@@ -192,21 +192,31 @@ struct AttentionProblem {
   // Tokens [first, first + count), `step` at a time.
   std::vector<float> Run(const CpuKernels& kernels, int64_t first, int64_t count,
                          int64_t step) const {
-    const int64_t width = shape.kv_heads * shape.group * shape.head_dim;
-    std::vector<float> out(static_cast<size_t>(count * width)),
+    return Run(kernels, first, count, step, {half_page_bytes, shape.head_dim});
+  }
+
+  struct Values {
+    int64_t offset;
+    int64_t dim;
+  };
+  std::vector<float> Run(const CpuKernels& kernels, int64_t first, int64_t count, int64_t step,
+                         const Values& values) const {
+    const int64_t heads = shape.kv_heads * shape.group, width = heads * shape.head_dim;
+    std::vector<float> out(static_cast<size_t>(count * heads * values.dim)),
         scratch(static_cast<size_t>(AttentionScratchFloats(shape.head_dim)),
                 std::numeric_limits<float>::quiet_NaN());
     const AttentionArgs args{.q = q.data() + first * width,
                              .q_stride = width,
                              .out = out.data(),
-                             .out_stride = width,
+                             .out_stride = heads * values.dim,
                              .pages = const_pages.data(),
                              .block_tokens = shape.block_tokens,
                              .k_offset = 0,
-                             .v_offset = half_page_bytes,
+                             .v_offset = values.offset,
                              .kv_type = shape.type,
                              .group = shape.group,
                              .head_dim = shape.head_dim,
+                             .value_dim = values.dim,
                              .scale = 0.2f,
                              .first_position = first};
     for (int64_t head = 0; head < shape.kv_heads; ++head) {
@@ -287,6 +297,18 @@ TEST_P(EachIsa, AttentionDoesNotDependOnBlockTokens) {
   const AttentionProblem small(*GetParam(), {2, 2, 32, 16, 200, KvType::kBf16});
   const AttentionProblem large(*GetParam(), {2, 2, 32, 256, 200, KvType::kBf16});
   EXPECT_TRUE(SameBytes(small.Run(*GetParam(), 0, 200, 96), large.Run(*GetParam(), 0, 200, 96)));
+}
+
+// Latent attention: one head of keys, whose front is the values.
+TEST_P(EachIsa, AttentionReadsShorterValuesFromTheFrontOfTheKeys) {
+  for (const KvType type : {KvType::kBf16, KvType::kF32}) {
+    const AttentionProblem problem(*GetParam(), {1, 4, 576, 16, 150, type});
+    const std::vector<float> whole = problem.Run(*GetParam(), 0, 150, 48, {0, 576});
+    const std::vector<float> front = problem.Run(*GetParam(), 0, 150, 48, {0, 512});
+    for (size_t row = 0; row < 150 * 4; ++row) {
+      ASSERT_EQ(std::memcmp(&front[row * 512], &whole[row * 576], 512 * sizeof(float)), 0) << row;
+    }
+  }
 }
 
 // ---- rows

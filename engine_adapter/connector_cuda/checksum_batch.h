@@ -1,42 +1,39 @@
-// ChecksumBatch takes the checksums of many slices on the device, a run of them at a time. Tasks and
-// results lie in page-locked host memory, which the kernel reaches directly: nothing has to queue
-// behind the pages on the way to or from the device.
+// ChecksumBatch takes the checksums of many slices on a device, a run of them at a time.
 //
 // Threads: externally synchronised. The stream must have passed before results are read, before a
-// task is set again, and before the memory goes.
+// task is set again, and before the batch goes.
 #pragma once
-
-#include <absl/status/status.h>
-#include <cuda_runtime_api.h>
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
 
-#include "engine_adapter/llama_cuda/device_memory.h"
-#include "kernels/cuda/page_checksum.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "transfer/cuda/cuda_driver.h"
 
 namespace kvstore::engine {
 
 class ChecksumBatch {
  public:
-  static size_t BytesOf(size_t num_tasks) {
-    return num_tasks * (sizeof(kernels::CudaChecksumTask) + sizeof(uint64_t));
-  }
-  // `memory` has room for BytesOf(num_tasks), and outlives this.
-  ChecksumBatch(const PinnedMemory& memory, size_t num_tasks, uint32_t slice_bytes)
-      : tasks_(memory.data<kernels::CudaChecksumTask>()),
-        checksums_(reinterpret_cast<uint64_t*>(tasks_ + num_tasks)),
-        slice_bytes_(slice_bytes) {}
+  virtual ~ChecksumBatch() = default;
 
-  void Set(size_t task, const std::byte* slice, uint64_t seed) { tasks_[task] = {slice, seed}; }
-  // Tasks [first, first + count), on at most `blocks_max` thread blocks.
-  absl::Status Launch(size_t first, size_t count, uint32_t blocks_max, cudaStream_t stream);
-  uint64_t result(size_t task) const { return checksums_[task]; }
-
- private:
-  kernels::CudaChecksumTask* tasks_;
-  uint64_t* checksums_;
-  uint32_t slice_bytes_;
+  // The slice at `data` on the device; its checksum is XXH3-64 with `seed`.
+  virtual void Set(size_t task, CUdeviceptr data, uint64_t seed) = 0;
+  // Enqueues tasks [first, first + count), for at most `blocks_max` thread blocks at once.
+  virtual absl::Status Launch(size_t first, size_t count, uint32_t blocks_max, CUstream stream) = 0;
+  virtual uint64_t result(size_t task) const = 0;
 };
+
+// Makes a batch of `num_tasks` tasks, of slices of `slice_bytes`. Thread-safe.
+// Errors: ResourceExhausted.
+using MakeChecksumBatch = std::function<absl::StatusOr<std::unique_ptr<ChecksumBatch>>(
+    size_t num_tasks, uint32_t slice_bytes)>;
+
+// By the kernel of kernels/cuda/page_checksum.h, in the context that is current. Tasks and results
+// lie in page-locked host memory, kept for the next batch, which the kernel reaches directly:
+// nothing has to queue behind the pages on the way to or from the device.
+MakeChecksumBatch MakeKernelChecksums();
 
 }  // namespace kvstore::engine

@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "engine_adapter/llama_cuda/runtime_status.h"
 #include "kvstore/base/status_macros.h"
 
 namespace kvstore::engine {
@@ -10,6 +9,8 @@ namespace {
 
 // Beside a load: 8 warps a block, one a slice of 1 MiB, outrun the link.
 constexpr uint32_t kArrivalCheckBlocks = 64;
+
+CUdeviceptr AddressOf(const std::byte* data) { return reinterpret_cast<CUdeviceptr>(data); }
 
 }  // namespace
 
@@ -19,16 +20,14 @@ CudaLoad::CudaLoad(CudaPageMover& mover, client::Lease& lease, std::span<LoadedB
       lease_(lease),
       blocks_(blocks),
       deadline_(deadline),
-      num_slices_(static_cast<size_t>(mover.backend_.kv_layout().num_layers)),
-      slice_bytes_(static_cast<size_t>(mover.backend_.kv_layout().slice_bytes())),
+      num_slices_(static_cast<size_t>(mover.parts_.layout.num_layers)),
+      slice_bytes_(static_cast<size_t>(mover.parts_.layout.slice_bytes())),
       places_(blocks.size()) {}
 
 CudaLoad::~CudaLoad() {
-  if (is_working_) {
-    cudaStreamSynchronize(mover_.load_stream_.get());
-    cudaStreamSynchronize(mover_.check_stream_.get());
-  }
-  if (checksums_.has_value()) mover_.GivePinned(std::move(pinned_), num_tasks_);
+  if (!is_working_) return;
+  (void)mover_.load_stream_.Synchronize();
+  (void)mover_.check_stream_.Synchronize();
 }
 
 void CudaLoad::Start(const client::Namespace& ns) {
@@ -47,7 +46,7 @@ size_t CudaLoad::TaskOf(uint32_t block, size_t slice) const {
 }
 
 absl::Status CudaLoad::Prepare(const client::Namespace& ns) {
-  RETURN_IF_ERROR(mover_.backend_.context()->Bind());
+  RETURN_IF_ERROR(mover_.parts_.context->Bind());
   for (uint32_t block = 0; block < blocks_.size(); ++block) {
     Place& place = places_[block];
     if (blocks_[block].is_in_place) {
@@ -59,23 +58,22 @@ absl::Status CudaLoad::Prepare(const client::Namespace& ns) {
       place.index = num_moving_++;
     }
   }
-  num_tasks_ = (num_in_place_ + num_moving_) * num_slices_;
-  if (num_tasks_ == 0) return absl::OkStatus();
-  ASSIGN_OR_RETURN(pinned_, mover_.TakePinned(num_tasks_));
-  checksums_.emplace(pinned_, num_tasks_, static_cast<uint32_t>(slice_bytes_));
+  const size_t num_tasks = (num_in_place_ + num_moving_) * num_slices_;
+  if (num_tasks == 0) return absl::OkStatus();
+  ASSIGN_OR_RETURN(checksums_,
+                   mover_.parts_.make_checksums(num_tasks, static_cast<uint32_t>(slice_bytes_)));
   for (uint32_t block = 0; block < blocks_.size(); ++block) {
     if (!places_[block].has_check) continue;
     const std::vector<uint64_t> seeds = client::SliceSeeds(ns, blocks_[block].hash);
     for (size_t slice = 0; slice < num_slices_; ++slice) {
-      checksums_->Set(TaskOf(block, slice), blocks_[block].page + slice * slice_bytes_,
+      checksums_->Set(TaskOf(block, slice), AddressOf(blocks_[block].page) + slice * slice_bytes_,
                       seeds[slice]);
     }
   }
   if (num_moving_ == 0) return absl::OkStatus();
   for (size_t slice = 0; slice < num_slices_; ++slice) {
-    cudaEvent_t event = nullptr;
-    RETURN_IF_RUNTIME_ERROR(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
-    arrived_.emplace_back(event);
+    ASSIGN_OR_RETURN(transfer::CudaEvent event, transfer::CudaEvent::Create(mover_.parts_.context));
+    arrived_.push_back(std::move(event));
   }
   return absl::OkStatus();
 }
@@ -83,8 +81,7 @@ absl::Status CudaLoad::Prepare(const client::Namespace& ns) {
 absl::Status CudaLoad::CheckInPlace() {
   if (num_in_place_ == 0) return absl::OkStatus();
   is_working_ = true;
-  return checksums_->Launch(0, num_in_place_ * num_slices_,
-                            static_cast<uint32_t>(mover_.multiprocessors_),
+  return checksums_->Launch(0, num_in_place_ * num_slices_, mover_.parts_.multiprocessors,
                             mover_.check_stream_.get());
 }
 
@@ -109,29 +106,25 @@ absl::Status CudaLoad::EnqueueCopies(uint32_t first, uint32_t end) {
   if (first == end && !is_last) return absl::OkStatus();
   num_enqueued_ = end;
   for (size_t slice = 0; slice < num_slices_ && num_moving_ > 0; ++slice) {
-    CudaPageMover::Copies copies;
+    transfer::CopyList copies;
     for (uint32_t block = first; block < end; ++block) {
       if (blocks_[block].is_in_place) continue;
       const client::PageView& view = places_[block].view;
-      const std::byte* const slot =
-          view.slot != nullptr ? view.slot : reinterpret_cast<const std::byte*>(view.device_slot);
-      copies.Add(blocks_[block].page + slice * slice_bytes_, slot + slice * slice_bytes_,
+      const CUdeviceptr slot = view.slot != nullptr ? AddressOf(view.slot) : view.device_slot;
+      copies.Add(AddressOf(blocks_[block].page) + slice * slice_bytes_, slot + slice * slice_bytes_,
                  slice_bytes_);
     }
     is_working_ = true;
-    RETURN_IF_ERROR(mover_.Enqueue(copies, mover_.load_stream_.get()));
-    if (is_last) {
-      RETURN_IF_RUNTIME_ERROR(cudaEventRecord(arrived_[slice].get(), mover_.load_stream_.get()),
-                              "an event");
-    }
+    RETURN_IF_ERROR(mover_.load_stream_.Copy(copies));
+    if (is_last) RETURN_IF_ERROR(arrived_[slice].Record(mover_.load_stream_.get()));
   }
   return absl::OkStatus();
 }
 
 // Blocks are missing at the end: what was given to the device is all that comes.
 absl::Status CudaLoad::RecordAll() {
-  for (const CudaEvent& event : arrived_) {
-    RETURN_IF_RUNTIME_ERROR(cudaEventRecord(event.get(), mover_.load_stream_.get()), "an event");
+  for (transfer::CudaEvent& event : arrived_) {
+    RETURN_IF_ERROR(event.Record(mover_.load_stream_.get()));
   }
   return absl::OkStatus();
 }
@@ -159,16 +152,15 @@ absl::Status CudaLoad::GateLayer(int64_t layer) {
     num_moved += !blocks_[static_cast<size_t>(block)].is_in_place;
   }
   if (num_moved == 0) return absl::OkStatus();
-  const cudaEvent_t arrived = arrived_[slice].get();
-  RETURN_IF_RUNTIME_ERROR(cudaStreamWaitEvent(mover_.backend_.stream(), arrived), "an event");
-  RETURN_IF_RUNTIME_ERROR(cudaStreamWaitEvent(mover_.check_stream_.get(), arrived), "an event");
+  RETURN_IF_ERROR(arrived_[slice].HoldUp(mover_.parts_.compute_stream));
+  RETURN_IF_ERROR(arrived_[slice].HoldUp(mover_.check_stream_.get()));
   return checksums_->Launch((num_in_place_ * num_slices_) + slice * num_moving_, num_moved,
                             kArrivalCheckBlocks, mover_.check_stream_.get());
 }
 
 absl::Status CudaLoad::Check() {
   if (!is_checked_ && is_working_) {
-    RETURN_IF_RUNTIME_ERROR(cudaStreamSynchronize(mover_.check_stream_.get()), "checks of pages");
+    RETURN_IF_ERROR(mover_.check_stream_.Synchronize());
   }
   std::vector<uint64_t> of_page(num_slices_);
   for (uint32_t block = 0; block < num_good_; ++block) {

@@ -10,18 +10,17 @@
 // Threads: externally synchronised.
 #pragma once
 
-#include <absl/status/status.h>
-
 #include <cstdint>
-#include <optional>
+#include <memory>
 #include <span>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "engine_adapter/connector/page_mover.h"
 #include "engine_adapter/connector_cuda/checksum_batch.h"
 #include "engine_adapter/connector_cuda/cuda_page_mover.h"
-#include "engine_adapter/connector_cuda/cuda_streams.h"
+#include "transfer/cuda/cuda_stream.h"
 
 namespace kvstore::engine {
 
@@ -63,11 +62,9 @@ class CudaLoad final : public PageMover::Load {
   std::vector<Place> places_;  // [blocks]
   size_t num_in_place_ = 0;    // of those that are checked
   size_t num_moving_ = 0;
-  size_t num_tasks_ = 0;
-  PinnedMemory pinned_;
-  std::optional<ChecksumBatch> checksums_;  // nothing to check: none
-  std::vector<CudaEvent> arrived_;          // [slices], of the blocks that move
-  uint32_t num_enqueued_ = 0;               // leading blocks that are there or given to the device
+  std::unique_ptr<ChecksumBatch> checksums_;  // null: nothing to check
+  std::vector<transfer::CudaEvent> arrived_;  // [slices], of the blocks that move
+  uint32_t num_enqueued_ = 0;  // leading blocks that are there or given to the device
   int64_t num_good_ = 0;
   absl::Status failure_;
   bool is_working_ = false;  // the device may be reading or writing

@@ -27,8 +27,8 @@ absl::StatusOr<NamespaceSpec> SpecOf(const EngineOptions& options, const Backend
   spec.model = ModelName(options.model_dir);
   ASSIGN_OR_RETURN(spec.weights_revision, weights.ComputeRevision());
   spec.kv_dtype = std::string(KvDtypeName(layout.dtype));
-  spec.layout = std::string(KvLayout::kName);
-  spec.layout_version = KvLayout::kVersion;
+  spec.layout = std::string(layout.name());
+  spec.layout_version = layout.version();
   spec.numerics = std::string(backend.numerics_class());
   spec.block_tokens = static_cast<uint32_t>(layout.block_tokens);
   spec.shape = {.num_slices = static_cast<uint32_t>(layout.num_layers),

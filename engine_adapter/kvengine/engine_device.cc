@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "engine_adapter/llama/cpu_backend.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 #include "kvstore/base/status_macros.h"
 #ifdef KVSTORE_HAS_CUDA
 #include "engine_adapter/connector_cuda/cuda_page_mover.h"
@@ -18,7 +18,13 @@ absl::StatusOr<EngineDevice> OpenCuda([[maybe_unused]] const EngineOptions& opti
 #ifdef KVSTORE_HAS_CUDA
   ASSIGN_OR_RETURN(std::unique_ptr<CudaBackend> backend,
                    CreateCudaBackend(config, weights, {.block_tokens = options.block_tokens}));
-  ASSIGN_OR_RETURN(std::unique_ptr<CudaPageMover> mover, CudaPageMover::Create(*backend));
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaPageMover> mover,
+                   CudaPageMover::Create({.context = backend->context(),
+                                          .addresses = backend->addresses(),
+                                          .compute_stream = backend->stream(),
+                                          .layout = backend->kv_layout(),
+                                          .multiprocessors = backend->multiprocessors(),
+                                          .make_checksums = MakeKernelChecksums()}));
   std::shared_ptr<client::DeviceSlabs> slabs = mover->device_slabs();
   return EngineDevice{std::move(backend), std::move(mover), std::move(slabs)};
 #else

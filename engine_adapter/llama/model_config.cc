@@ -5,6 +5,7 @@
 #include <openssl/sha.h>
 
 #include "engine_adapter/json/json_file.h"
+#include "engine_adapter/llama/config_sections.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 
@@ -13,15 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-// Bounds far above any published dense model; products of three of them stay below 2^63.
 constexpr size_t kConfigBytesMax = 1 << 20;
-constexpr int64_t kLayersMax = 1024;
-constexpr int64_t kHiddenMax = 1 << 17;
-constexpr int64_t kIntermediateMax = 1 << 20;
-constexpr int64_t kHeadsMax = 1024;
-constexpr int64_t kHeadDimMax = 512;
-constexpr int64_t kVocabMax = 1 << 21;
-constexpr int64_t kPositionsMax = 1 << 24;
 constexpr size_t kEosTokensMax = 64;
 
 struct FamilyNames {
@@ -34,6 +27,8 @@ constexpr FamilyNames kFamilies[] = {
     {ModelFamily::kMistral, "mistral", "MistralForCausalLM"},
     {ModelFamily::kQwen2, "qwen2", "Qwen2ForCausalLM"},
     {ModelFamily::kQwen3, "qwen3", "Qwen3ForCausalLM"},
+    {ModelFamily::kQwen3Moe, "qwen3_moe", "Qwen3MoeForCausalLM"},
+    {ModelFamily::kDeepseekV2, "deepseek_v2", "DeepseekV2ForCausalLM"},
 };
 
 absl::StatusOr<ModelFamily> ReadFamily(const JsonFields& fields) {
@@ -47,7 +42,8 @@ absl::StatusOr<ModelFamily> ReadFamily(const JsonFields& fields) {
     }
     return names.family;
   }
-  return fields.Bad("model_type", "this engine runs llama, mistral, qwen2, qwen3");
+  return fields.Bad("model_type",
+                    "this engine runs llama, mistral, qwen2, qwen3, qwen3_moe, deepseek_v2");
 }
 
 // Refuses what changes the arithmetic in a way the forward pass does not know.
@@ -73,7 +69,7 @@ absl::Status RefuseUnsupported(const JsonFields& fields, ModelFamily family) {
 
 // A window that can never cut a prompt of max_positions is not in force.
 absl::Status RefuseSlidingWindow(const JsonFields& fields, const ModelConfig& config) {
-  const bool is_qwen = config.family == ModelFamily::kQwen2 || config.family == ModelFamily::kQwen3;
+  const bool is_qwen = ModelFamilyName(config.family).starts_with("qwen");
   ASSIGN_OR_RETURN(const bool uses_window, fields.BoolOr("use_sliding_window", !is_qwen));
   if (const json* types = fields.Find("layer_types"); types != nullptr) {
     if (!types->is_array()) return fields.Bad("layer_types", "a list is valid");
@@ -92,72 +88,7 @@ absl::Status RefuseSlidingWindow(const JsonFields& fields, const ModelConfig& co
   return absl::OkStatus();
 }
 
-absl::Status ReadScaling(const JsonFields& rope, ModelConfig& config) {
-  // Old files say "type", newer ones "rope_type"; both mean the same.
-  const char* type_key = rope.Find("rope_type") != nullptr ? "rope_type" : "type";
-  ASSIGN_OR_RETURN(const std::string type, rope.StringOr(type_key, ""));
-  RopeScaling& scaling = config.rope_scaling;
-  if (type == "default") return absl::OkStatus();
-  if (type != "linear" && type != "llama3") {
-    return rope.Bad(type_key, "this engine knows default, linear, llama3");
-  }
-  ASSIGN_OR_RETURN(scaling.factor, rope.Number("factor", 1, 1e6));
-  if (type == "linear") {
-    scaling.kind = RopeScaling::Kind::kLinear;
-    return absl::OkStatus();
-  }
-  scaling.kind = RopeScaling::Kind::kLlama3;
-  ASSIGN_OR_RETURN(scaling.low_freq_factor, rope.Number("low_freq_factor", 1e-3, 1e6));
-  ASSIGN_OR_RETURN(scaling.high_freq_factor, rope.Number("high_freq_factor", 1e-3, 1e6));
-  if (scaling.high_freq_factor <= scaling.low_freq_factor) {
-    return rope.Bad("high_freq_factor", "a number above low_freq_factor is valid");
-  }
-  ASSIGN_OR_RETURN(scaling.original_max_positions,
-                   rope.Integer("original_max_position_embeddings", 1, kPositionsMax));
-  return absl::OkStatus();
-}
-
-// `rope_theta` and `rope_scaling` at the top, or both inside `rope_parameters` (transformers 5).
-absl::Status ReadRope(const JsonFields& fields, std::string_view file_name, ModelConfig& config) {
-  const bool is_new = fields.Find("rope_parameters") != nullptr;
-  if (is_new && fields.Find("rope_scaling") != nullptr &&
-      *fields.Find("rope_scaling") != *fields.Find("rope_parameters")) {
-    return fields.Bad("rope_scaling", "it contradicts rope_parameters; only one may be given");
-  }
-  const char* object_key = is_new ? "rope_parameters" : "rope_scaling";
-  const json* object = fields.Find(object_key);
-  if (object != nullptr && !object->is_object()) {
-    return fields.Bad(object_key, "an object or null is valid");
-  }
-  const json empty = json::object();
-  const JsonFields rope(object != nullptr ? *object : empty, file_name,
-                        absl::StrCat(object_key, "."));
-  const bool theta_inside = rope.Find("rope_theta") != nullptr;
-  const JsonFields& theta_owner = theta_inside ? rope : fields;
-  ASSIGN_OR_RETURN(config.rope_theta, theta_owner.Number("rope_theta", 1, 1e12));
-  if (theta_inside && fields.Find("rope_theta") != nullptr &&
-      *fields.Find("rope_theta") != *rope.Find("rope_theta")) {
-    return fields.Bad("rope_theta", absl::StrCat("it contradicts ", object_key, ".rope_theta"));
-  }
-  if (rope.Find("partial_rotary_factor") != nullptr) {
-    ASSIGN_OR_RETURN(const double partial, rope.Number("partial_rotary_factor", 0, 1));
-    if (partial != 1.0) return rope.Bad("partial_rotary_factor", "only 1 is supported");
-  }
-  if (object == nullptr) return absl::OkStatus();
-  return ReadScaling(rope, config);
-}
-
-absl::Status ReadShape(const JsonFields& fields, ModelConfig& config) {
-  ASSIGN_OR_RETURN(config.num_layers, fields.Integer("num_hidden_layers", 1, kLayersMax));
-  ASSIGN_OR_RETURN(config.hidden_size, fields.Integer("hidden_size", 1, kHiddenMax));
-  ASSIGN_OR_RETURN(config.intermediate_size,
-                   fields.Integer("intermediate_size", 1, kIntermediateMax));
-  ASSIGN_OR_RETURN(config.num_heads, fields.Integer("num_attention_heads", 1, kHeadsMax));
-  ASSIGN_OR_RETURN(config.num_kv_heads, fields.Integer("num_key_value_heads", 1, kHeadsMax));
-  if (config.num_heads % config.num_kv_heads != 0) {
-    return fields.Bad("num_key_value_heads", absl::StrCat("a divisor of num_attention_heads (",
-                                                          config.num_heads, ") is valid"));
-  }
+absl::Status ReadHeadDim(const JsonFields& fields, ModelConfig& config) {
   if (fields.Find("head_dim") != nullptr || config.family == ModelFamily::kQwen3) {
     ASSIGN_OR_RETURN(config.head_dim, fields.Integer("head_dim", 2, kHeadDimMax));
   } else {
@@ -173,6 +104,22 @@ absl::Status ReadShape(const JsonFields& fields, ModelConfig& config) {
                                                " cannot be rotated; an even number up to ",
                                                kHeadDimMax, " is valid"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status ReadShape(const JsonFields& fields, ModelConfig& config) {
+  ASSIGN_OR_RETURN(config.num_layers, fields.Integer("num_hidden_layers", 1, kLayersMax));
+  ASSIGN_OR_RETURN(config.hidden_size, fields.Integer("hidden_size", 1, kHiddenMax));
+  ASSIGN_OR_RETURN(config.intermediate_size,
+                   fields.Integer("intermediate_size", 1, kIntermediateMax));
+  ASSIGN_OR_RETURN(config.num_heads, fields.Integer("num_attention_heads", 1, kHeadsMax));
+  ASSIGN_OR_RETURN(config.num_kv_heads, fields.Integer("num_key_value_heads", 1, kHeadsMax));
+  if (config.num_heads % config.num_kv_heads != 0) {
+    return fields.Bad("num_key_value_heads", absl::StrCat("a divisor of num_attention_heads (",
+                                                          config.num_heads, ") is valid"));
+  }
+  RETURN_IF_ERROR(config.family == ModelFamily::kDeepseekV2 ? ReadLatentAttention(fields, config)
+                                                            : ReadHeadDim(fields, config));
   ASSIGN_OR_RETURN(config.vocab_size, fields.Integer("vocab_size", 1, kVocabMax));
   ASSIGN_OR_RETURN(config.max_positions,
                    fields.Integer("max_position_embeddings", 1, kPositionsMax));
@@ -225,9 +172,11 @@ absl::StatusOr<ModelConfig> ParseModelConfig(std::string_view json_text,
   RETURN_IF_ERROR(ReadShape(fields, config));
   RETURN_IF_ERROR(RefuseSlidingWindow(fields, config));
   RETURN_IF_ERROR(ReadRope(fields, file_name, config));
+  RETURN_IF_ERROR(ReadExperts(fields, config));
   ASSIGN_OR_RETURN(config.tie_word_embeddings, fields.BoolOr("tie_word_embeddings", false));
   config.has_qkv_bias = config.family == ModelFamily::kQwen2;
-  config.has_qk_norm = config.family == ModelFamily::kQwen3;
+  config.has_qk_norm =
+      config.family == ModelFamily::kQwen3 || config.family == ModelFamily::kQwen3Moe;
   if (fields.Find("bos_token_id") != nullptr) {
     ASSIGN_OR_RETURN(const int64_t bos, fields.Integer("bos_token_id", 0, config.vocab_size - 1));
     config.bos_token_id = static_cast<uint32_t>(bos);

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include "engine_adapter/llama/test_model_files.h"
 
 namespace kvstore::engine {
@@ -97,6 +99,117 @@ TEST(ModelConfig, ReadsLinearAndDefaultScaling) {
   EXPECT_EQ(Parse(object)->rope_scaling.kind, RopeScaling::Kind::kNone);
 }
 
+json TinyQwen3Moe() {
+  json object = TinyConfig("qwen3_moe");
+  object.update({{"num_experts", 4},
+                 {"num_experts_per_tok", 2},
+                 {"moe_intermediate_size", 6},
+                 {"decoder_sparse_step", 1},
+                 {"mlp_only_layers", json::array()},
+                 {"norm_topk_prob", true}});
+  return object;
+}
+
+json TinyDeepseekV2() {
+  json object = TinyConfig("deepseek_v2");
+  object.erase("head_dim");
+  object.update({{"num_hidden_layers", 3},
+                 {"num_key_value_heads", 2},
+                 {"q_lora_rank", nullptr},
+                 {"kv_lora_rank", 16},
+                 {"qk_nope_head_dim", 6},
+                 {"qk_rope_head_dim", 4},
+                 {"v_head_dim", 5},
+                 {"n_routed_experts", 4},
+                 {"n_shared_experts", 2},
+                 {"num_experts_per_tok", 2},
+                 {"moe_intermediate_size", 6},
+                 {"first_k_dense_replace", 1},
+                 {"moe_layer_freq", 1},
+                 {"n_group", 1},
+                 {"topk_group", 1},
+                 {"topk_method", "greedy"},
+                 {"scoring_func", "softmax"},
+                 {"norm_topk_prob", false},
+                 {"routed_scaling_factor", 1.5}});
+  return object;
+}
+
+json Yarn(double mscale, double mscale_all_dim) {
+  return {{"type", "yarn"},
+          {"factor", 4.0},
+          {"original_max_position_embeddings", 16},
+          {"beta_fast", 32},
+          {"beta_slow", 1},
+          {"mscale", mscale},
+          {"mscale_all_dim", mscale_all_dim}};
+}
+
+TEST(ModelConfig, ReadsTheExpertsOfQwen3Moe) {
+  const auto config = Parse(TinyQwen3Moe());
+  ASSERT_TRUE(config.ok()) << config.status();
+  ASSERT_TRUE(config->experts.has_value());
+  EXPECT_EQ(config->experts->num_experts, 4);
+  EXPECT_EQ(config->experts->per_token, 2);
+  EXPECT_EQ(config->experts->intermediate_size, 6);
+  EXPECT_EQ(config->experts->shared_intermediate_size, 0);
+  EXPECT_TRUE(config->experts->is_normalized);
+  EXPECT_EQ(config->experts->scale, 1.0);
+  EXPECT_TRUE(config->HasExperts(0));
+  EXPECT_TRUE(config->has_qk_norm);
+  EXPECT_FALSE(config->latent.has_value());
+}
+
+TEST(ModelConfig, ReadsTheNumberOfExpertsAsTransformers5WritesIt) {
+  json object = TinyQwen3Moe();
+  object["num_local_experts"] = 4;
+  EXPECT_TRUE(Parse(object).ok());
+  object.erase("num_experts");
+  EXPECT_EQ(Parse(object)->experts->num_experts, 4);
+}
+
+TEST(ModelConfig, ReadsLatentAttentionAndSharedExpertsOfDeepseekV2) {
+  const auto config = Parse(TinyDeepseekV2());
+  ASSERT_TRUE(config.ok()) << config.status();
+  ASSERT_TRUE(config->latent.has_value() && config->experts.has_value());
+  EXPECT_EQ(config->latent->kv_rank, 16);
+  EXPECT_EQ(config->latent->nope_dim, 6);
+  EXPECT_EQ(config->latent->rope_dim, 4);
+  EXPECT_EQ(config->latent->value_dim, 5);
+  EXPECT_EQ(config->latent->cached_size(), 20);
+  EXPECT_EQ(config->head_dim, 10);
+  EXPECT_EQ(config->query_size(), 20);
+  EXPECT_EQ(config->attended_size(), 10);
+  EXPECT_EQ(config->rope_dim(), 4);
+  EXPECT_EQ(config->experts->shared_intermediate_size, 12);
+  EXPECT_EQ(config->experts->scale, 1.5);
+  EXPECT_FALSE(config->experts->is_normalized);
+  EXPECT_FALSE(config->HasExperts(0));
+  EXPECT_TRUE(config->HasExperts(1));
+}
+
+// The factors that transformers gives for the same numbers.
+TEST(ModelConfig, ReadsYarnAndWhatItDoesToAttention) {
+  const double sharp = 0.1 * std::log(4.0) + 1, sharp_half = 0.05 * std::log(4.0) + 1;
+  json deepseek = TinyDeepseekV2();
+  deepseek["rope_scaling"] = Yarn(1, 0.5);
+  const auto config = Parse(deepseek);
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->rope_scaling.kind, RopeScaling::Kind::kYarn);
+  EXPECT_DOUBLE_EQ(config->rope_scaling.attention_factor, sharp / sharp_half);
+  EXPECT_DOUBLE_EQ(config->rope_scaling.score_factor, sharp_half * sharp_half);
+  deepseek["rope_scaling"] = Yarn(0.707, 0.707);
+  EXPECT_DOUBLE_EQ(Parse(deepseek)->rope_scaling.attention_factor, 1.0);
+
+  json qwen = TinyConfig("qwen3");
+  qwen["rope_scaling"] = {
+      {"rope_type", "yarn"}, {"factor", 4.0}, {"original_max_position_embeddings", 16}};
+  EXPECT_DOUBLE_EQ(Parse(qwen)->rope_scaling.attention_factor, sharp);
+  EXPECT_EQ(Parse(qwen)->rope_scaling.score_factor, 1.0);
+  qwen["rope_scaling"]["attention_factor"] = 1.25;
+  EXPECT_EQ(Parse(qwen)->rope_scaling.attention_factor, 1.25);
+}
+
 TEST(ModelConfig, AcceptsAWindowThatIsNotInForce) {
   json mistral = TinyConfig("mistral");
   mistral["sliding_window"] = nullptr;
@@ -119,7 +232,10 @@ struct BadValue {
 class ModelConfigRefuses : public ::testing::TestWithParam<BadValue> {};
 
 TEST_P(ModelConfigRefuses, NamingFileKeyAndWhatIsValid) {
-  json object = TinyConfig(GetParam().model_type);
+  const std::string type = GetParam().model_type;
+  json object = type == "qwen3_moe"     ? TinyQwen3Moe()
+                : type == "deepseek_v2" ? TinyDeepseekV2()
+                                        : TinyConfig(type);
   object.merge_patch(json::parse(GetParam().patch));
   const auto config = Parse(object);
   EXPECT_EQ(config.status().code(), absl::StatusCode::kInvalidArgument);
@@ -160,8 +276,9 @@ INSTANTIATE_TEST_SUITE_P(
                  R"({"rope_parameters":{"rope_type":"default","rope_theta":5e5}})",
                  "contradicts rope_parameters.rope_theta"},
         BadValue{"scaling_list", "llama", R"({"rope_scaling":[1]})", "an object or null"},
-        BadValue{"scaling_kind", "llama", R"({"rope_scaling":{"rope_type":"yarn","factor":4}})",
-                 "rope_scaling.rope_type is \"yarn\"; this engine knows default, linear, llama3"},
+        BadValue{"scaling_kind", "llama", R"({"rope_scaling":{"rope_type":"longrope","factor":4}})",
+                 "rope_scaling.rope_type is \"longrope\"; this engine knows default, linear, "
+                 "llama3, yarn"},
         BadValue{"scaling_no_kind", "llama", R"({"rope_scaling":{"factor":4}})", "type is absent"},
         BadValue{"scaling_factor", "llama",
                  R"({"rope_scaling":{"rope_type":"linear","factor":0.5}})", "rope_scaling.factor"},
@@ -197,6 +314,52 @@ INSTANTIATE_TEST_SUITE_P(
         BadValue{"eos_large", "llama", R"({"eos_token_id":16})", "below vocab_size (16)"},
         BadValue{"eos_negative", "llama", R"({"eos_token_id":[2,-1]})", "below vocab_size"},
         BadValue{"bos_large", "llama", R"({"bos_token_id":16})", "bos_token_id is 16"},
+        BadValue{"sparse_step", "qwen3_moe", R"({"decoder_sparse_step":2})",
+                 "decoder_sparse_step is 2; only 1 is supported"},
+        BadValue{"dense_layers", "qwen3_moe", R"({"mlp_only_layers":[0]})",
+                 "mlp_only_layers is [0]; only [] is supported"},
+        BadValue{"experts_absent", "qwen3_moe", R"({"num_experts":null})",
+                 "num_local_experts is absent"},
+        BadValue{"experts_differ", "qwen3_moe", R"({"num_local_experts":5})",
+                 "num_local_experts is 5; only 4"},
+        BadValue{"experts_many", "qwen3_moe", R"({"num_experts":1025})", "to 1024"},
+        BadValue{"experts_few", "qwen3_moe", R"({"num_experts_per_tok":5})",
+                 "num_experts_per_tok is 5; an integer from 1 to 4"},
+        BadValue{"expert_size", "qwen3_moe", R"({"moe_intermediate_size":0})",
+                 "moe_intermediate_size is 0"},
+        BadValue{"window_moe", "qwen3_moe", R"({"sliding_window":16,"use_sliding_window":true})",
+                 "sliding window"},
+        BadValue{"query_rank", "deepseek_v2", R"({"q_lora_rank":8})", "only null"},
+        BadValue{"latent_absent", "deepseek_v2", R"({"kv_lora_rank":null})",
+                 "kv_lora_rank is absent"},
+        BadValue{"latent_large", "deepseek_v2", R"({"kv_lora_rank":8193})", "to 8192"},
+        BadValue{"latent_kv_heads", "deepseek_v2", R"({"num_key_value_heads":1})",
+                 "num_attention_heads (2) is valid"},
+        BadValue{"latent_rope_odd", "deepseek_v2", R"({"qk_rope_head_dim":5})",
+                 "cannot be rotated"},
+        BadValue{"grouped_choice", "deepseek_v2", R"({"topk_method":"group_limited_greedy"})",
+                 "only \"greedy\" is supported"},
+        BadValue{"scoring", "deepseek_v2", R"({"scoring_func":"sigmoid"})", "only \"softmax\""},
+        BadValue{"normalized", "deepseek_v2", R"({"norm_topk_prob":true})", "only false"},
+        BadValue{"expert_frequency", "deepseek_v2", R"({"moe_layer_freq":2})", "only 1"},
+        BadValue{"no_shared", "deepseek_v2", R"({"n_shared_experts":0})", "n_shared_experts is 0"},
+        BadValue{"dense_many", "deepseek_v2", R"({"first_k_dense_replace":4})", "from 0 to 3"},
+        BadValue{"linear_deepseek", "deepseek_v2",
+                 R"({"rope_scaling":{"type":"linear","factor":2}})", "knows default and yarn"},
+        BadValue{"yarn_betas", "qwen3",
+                 R"({"rope_scaling":{"type":"yarn","factor":2,"beta_fast":1,"beta_slow":1,)"
+                 R"("original_max_position_embeddings":16}})",
+                 "above beta_slow"},
+        BadValue{"yarn_original", "qwen3", R"({"rope_scaling":{"type":"yarn","factor":2}})",
+                 "original_max_position_embeddings is absent"},
+        BadValue{"yarn_truncate", "qwen3",
+                 R"({"rope_scaling":{"type":"yarn","factor":2,"truncate":false,)"
+                 R"("original_max_position_embeddings":16}})",
+                 "truncate is false"},
+        BadValue{"yarn_theta", "qwen3",
+                 R"({"rope_theta":1,"rope_scaling":{"type":"yarn","factor":2,)"
+                 R"("original_max_position_embeddings":16}})",
+                 "rope_theta is above 1"},
         BadValue{"tie_type", "llama", R"({"tie_word_embeddings":1})", "true or false"}),
     [](const auto& test) { return std::string(test.param.name); });
 

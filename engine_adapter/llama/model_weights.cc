@@ -1,16 +1,15 @@
 #include "engine_adapter/llama/model_weights.h"
 
 #include <absl/status/status.h>
-#include <absl/strings/escaping.h>
 #include <absl/strings/str_cat.h>
 #include <absl/strings/str_join.h>
-#include <openssl/evp.h>
 
 #include <algorithm>
 #include <memory>
 #include <set>
 
 #include "engine_adapter/json/json_file.h"
+#include "engine_adapter/llama/weights_revision.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/text.h"
 
@@ -53,35 +52,6 @@ absl::StatusOr<std::set<std::string>> ReadShardNames(const std::filesystem::path
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
-
-// Streams into SHA-256; `Add` frames every part by its length, so that no two lists of parts
-// collide.
-class Sha256Stream {
- public:
-  Sha256Stream() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
-    is_ok_ = context_ != nullptr && EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr) == 1;
-  }
-
-  void Add(const void* bytes, size_t num_bytes) {
-    const uint64_t length = num_bytes;
-    is_ok_ = is_ok_ && EVP_DigestUpdate(context_.get(), &length, sizeof(length)) == 1 &&
-             EVP_DigestUpdate(context_.get(), bytes, num_bytes) == 1;
-  }
-  void Add(std::string_view text) { Add(text.data(), text.size()); }
-
-  absl::StatusOr<std::string> Hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int num_bytes = 0;
-    is_ok_ = is_ok_ && EVP_DigestFinal_ex(context_.get(), digest, &num_bytes) == 1;
-    if (!is_ok_) return absl::InternalError("SHA-256 of the weights failed in OpenSSL");
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<const char*>(digest), num_bytes));
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-  bool is_ok_ = false;
-};
 
 // Finds tensors by name over all files and checks their shape.
 class TensorBinder {
@@ -149,30 +119,79 @@ class TensorBinder {
   absl::Status status_;
 };
 
+void BindSwiglu(TensorBinder& binder, const std::string& prefix, int64_t hidden, int64_t inner,
+                SwigluWeights& weights) {
+  binder.Bind(prefix + "gate_proj.weight", {inner, hidden}, weights.gate_proj);
+  binder.Bind(prefix + "up_proj.weight", {inner, hidden}, weights.up_proj);
+  binder.Bind(prefix + "down_proj.weight", {hidden, inner}, weights.down_proj);
+}
+
+void BindExperts(TensorBinder& binder, const std::string& prefix, const ModelConfig& config,
+                 ExpertWeights& weights) {
+  const ExpertLayers& shape = *config.experts;
+  const int64_t hidden = config.hidden_size;
+  binder.Bind(prefix + "gate.weight", {shape.num_experts, hidden}, weights.router);
+  weights.experts.resize(static_cast<size_t>(shape.num_experts));
+  for (size_t i = 0; i < weights.experts.size() && binder.status().ok(); ++i) {
+    BindSwiglu(binder, absl::StrCat(prefix, "experts.", i, "."), hidden, shape.intermediate_size,
+               weights.experts[i]);
+  }
+  if (shape.shared_intermediate_size > 0) {
+    BindSwiglu(binder, prefix + "shared_experts.", hidden, shape.shared_intermediate_size,
+               weights.shared.emplace());
+  }
+}
+
+void BindGroupedQueryAttention(TensorBinder& binder, const std::string& prefix,
+                               const ModelConfig& config, LayerWeights& layer) {
+  const int64_t hidden = config.hidden_size;
+  binder.Bind(prefix + "k_proj.weight", {config.kv_size(), hidden}, layer.k_proj);
+  binder.Bind(prefix + "v_proj.weight", {config.kv_size(), hidden}, layer.v_proj);
+  if (config.has_qkv_bias) {
+    binder.Bind(prefix + "q_proj.bias", {config.query_size()}, layer.q_bias);
+    binder.Bind(prefix + "k_proj.bias", {config.kv_size()}, layer.k_bias);
+    binder.Bind(prefix + "v_proj.bias", {config.kv_size()}, layer.v_bias);
+  }
+  if (config.has_qk_norm) {
+    binder.Bind(prefix + "q_norm.weight", {config.head_dim}, layer.q_norm);
+    binder.Bind(prefix + "k_norm.weight", {config.head_dim}, layer.k_norm);
+  }
+}
+
+void BindLatentAttention(TensorBinder& binder, const std::string& prefix, const ModelConfig& config,
+                         LatentWeights& weights) {
+  const LatentAttention& shape = *config.latent;
+  binder.Bind(prefix + "kv_a_proj_with_mqa.weight", {shape.cached_size(), config.hidden_size},
+              weights.kv_down);
+  binder.Bind(prefix + "kv_a_layernorm.weight", {shape.kv_rank}, weights.kv_norm);
+  binder.Bind(prefix + "kv_b_proj.weight",
+              {config.num_heads * (shape.nope_dim + shape.value_dim), shape.kv_rank},
+              weights.kv_up);
+}
+
 void BindLayer(TensorBinder& binder, const ModelConfig& config, int64_t index,
                LayerWeights& layer) {
   const std::string prefix = absl::StrCat("model.layers.", index, ".");
   const std::string attention = prefix + "self_attn.";
   const int64_t hidden = config.hidden_size;
-  const int64_t inner = config.intermediate_size;
   binder.Bind(prefix + "input_layernorm.weight", {hidden}, layer.input_norm);
   binder.Bind(attention + "q_proj.weight", {config.query_size(), hidden}, layer.q_proj);
-  binder.Bind(attention + "k_proj.weight", {config.kv_size(), hidden}, layer.k_proj);
-  binder.Bind(attention + "v_proj.weight", {config.kv_size(), hidden}, layer.v_proj);
-  if (config.has_qkv_bias) {
-    binder.Bind(attention + "q_proj.bias", {config.query_size()}, layer.q_bias);
-    binder.Bind(attention + "k_proj.bias", {config.kv_size()}, layer.k_bias);
-    binder.Bind(attention + "v_proj.bias", {config.kv_size()}, layer.v_bias);
+  if (config.latent.has_value()) {
+    BindLatentAttention(binder, attention, config, layer.latent.emplace());
+  } else {
+    BindGroupedQueryAttention(binder, attention, config, layer);
   }
-  if (config.has_qk_norm) {
-    binder.Bind(attention + "q_norm.weight", {config.head_dim}, layer.q_norm);
-    binder.Bind(attention + "k_norm.weight", {config.head_dim}, layer.k_norm);
-  }
-  binder.Bind(attention + "o_proj.weight", {hidden, config.query_size()}, layer.o_proj);
+  binder.Bind(attention + "o_proj.weight", {hidden, config.attended_size()}, layer.o_proj);
   binder.Bind(prefix + "post_attention_layernorm.weight", {hidden}, layer.post_attention_norm);
-  binder.Bind(prefix + "mlp.gate_proj.weight", {inner, hidden}, layer.gate_proj);
-  binder.Bind(prefix + "mlp.up_proj.weight", {inner, hidden}, layer.up_proj);
-  binder.Bind(prefix + "mlp.down_proj.weight", {hidden, inner}, layer.down_proj);
+  if (config.HasExperts(index)) {
+    BindExperts(binder, prefix + "mlp.", config, layer.experts.emplace());
+    return;
+  }
+  SwigluWeights dense;
+  BindSwiglu(binder, prefix + "mlp.", hidden, config.intermediate_size, dense);
+  layer.gate_proj = std::move(dense.gate_proj);
+  layer.up_proj = std::move(dense.up_proj);
+  layer.down_proj = std::move(dense.down_proj);
 }
 
 }  // namespace
@@ -231,14 +250,7 @@ absl::Status ModelWeights::BindTensors(const ModelConfig& config) {
 }
 
 absl::StatusOr<std::string> ModelWeights::ComputeRevision() const {
-  Sha256Stream sha;
-  sha.Add("kvstore weights revision 1");
-  sha.Add(config_sha256_);
-  for (const SafetensorsFile& file : files_) {
-    sha.Add(file.path().filename().string());
-    sha.Add(file.contents().data(), file.contents().size());
-  }
-  return sha.Hex();
+  return WeightsRevision(config_sha256_, files_);
 }
 
 size_t ModelWeights::total_bytes() const {

@@ -57,6 +57,80 @@ TEST(ModelWeights, DemandsBiasAndNormWhereTheFamilyHasThem) {
   EXPECT_EQ(weights->layers()[0].k_bias->shape, (std::vector<int64_t>{4}));
 }
 
+// One dense layer and one of experts, latent attention in both.
+json TinyDeepseekV2() {
+  json object = TinyConfig("deepseek_v2");
+  object.update({{"num_hidden_layers", 2},
+                 {"num_key_value_heads", 2},
+                 {"kv_lora_rank", 16},
+                 {"qk_nope_head_dim", 6},
+                 {"qk_rope_head_dim", 4},
+                 {"v_head_dim", 5},
+                 {"n_routed_experts", 3},
+                 {"n_shared_experts", 2},
+                 {"num_experts_per_tok", 2},
+                 {"moe_intermediate_size", 7},
+                 {"first_k_dense_replace", 1}});
+  return object;
+}
+
+TensorShapes TinyDeepseekV2Tensors() {
+  TensorShapes tensors = {{"model.embed_tokens.weight", {16, 8}},
+                          {"model.norm.weight", {8}},
+                          {"lm_head.weight", {16, 8}}};
+  const auto add_swiglu = [&tensors](const std::string& at, int64_t inner) {
+    tensors[at + "gate_proj.weight"] = tensors[at + "up_proj.weight"] = {inner, 8};
+    tensors[at + "down_proj.weight"] = {8, inner};
+  };
+  for (const std::string layer : {"model.layers.0.", "model.layers.1."}) {
+    tensors[layer + "input_layernorm.weight"] = {8};
+    tensors[layer + "post_attention_layernorm.weight"] = {8};
+    tensors[layer + "self_attn.q_proj.weight"] = {20, 8};
+    tensors[layer + "self_attn.kv_a_proj_with_mqa.weight"] = {20, 8};
+    tensors[layer + "self_attn.kv_a_layernorm.weight"] = {16};
+    tensors[layer + "self_attn.kv_b_proj.weight"] = {22, 16};
+    tensors[layer + "self_attn.o_proj.weight"] = {8, 10};
+  }
+  add_swiglu("model.layers.0.mlp.", 12);
+  tensors["model.layers.1.mlp.gate.weight"] = {3, 8};
+  for (const std::string expert : {"0", "1", "2"}) {
+    add_swiglu("model.layers.1.mlp.experts." + expert + ".", 7);
+  }
+  add_swiglu("model.layers.1.mlp.shared_experts.", 14);
+  return tensors;
+}
+
+TEST(ModelWeights, BindsLatentAttentionAndExperts) {
+  TempFolder folder;
+  const auto weights = OpenTiny(folder, TinyDeepseekV2(), TinyDeepseekV2Tensors());
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  const LayerWeights &dense = weights->layers()[0], &mixed = weights->layers()[1];
+  EXPECT_FALSE(dense.experts.has_value());
+  EXPECT_EQ(dense.gate_proj.shape, (std::vector<int64_t>{12, 8}));
+  ASSERT_TRUE(dense.latent.has_value() && mixed.latent.has_value() && mixed.experts.has_value());
+  EXPECT_EQ(mixed.latent->kv_up.shape, (std::vector<int64_t>{22, 16}));
+  EXPECT_EQ(mixed.gate_proj.address, nullptr);
+  EXPECT_EQ(mixed.k_proj.address, nullptr);
+  ASSERT_EQ(mixed.experts->experts.size(), 3u);
+  EXPECT_EQ(mixed.experts->experts[2].down_proj.shape, (std::vector<int64_t>{8, 7}));
+  EXPECT_EQ(mixed.experts->shared->up_proj.shape, (std::vector<int64_t>{14, 8}));
+}
+
+TEST(ModelWeights, NamesAnyTensorOfDeepseekV2ThatIsMissingOrTooMuch) {
+  for (const auto& [name, shape] : TinyDeepseekV2Tensors()) {
+    TempFolder folder;
+    TensorShapes tensors = TinyDeepseekV2Tensors();
+    tensors.erase(name);
+    EXPECT_THAT(OpenTiny(folder, TinyDeepseekV2(), tensors).status().ToString(),
+                HasSubstr("\"" + name + "\""));
+  }
+  TempFolder folder;
+  TensorShapes tensors = TinyDeepseekV2Tensors();
+  tensors["model.layers.1.mlp.experts.3.up_proj.weight"] = {7, 8};
+  EXPECT_THAT(OpenTiny(folder, TinyDeepseekV2(), tensors).status().ToString(),
+              HasSubstr("experts.3.up_proj.weight\" is not part of the model"));
+}
+
 TEST(ModelWeights, NamesAnyTensorThatIsMissing) {
   for (const auto& [name, shape] : TinyTensors()) {
     TempFolder folder;

@@ -19,11 +19,12 @@ class RopeTable {
   int64_t half() const { return static_cast<int64_t>(inverse_frequencies_.size()); }
   const std::vector<float>& inverse_frequencies() const { return inverse_frequencies_; }
 
-  // cosine and sine of position * frequency, [half()] each.
+  // cosine and sine of position * frequency, times the scaling's attention_factor; [half()] each.
   void Fill(int64_t position, float* cosine, float* sine) const;
 
  private:
-  std::vector<float> inverse_frequencies_;  // [head_dim / 2], scaling applied
+  std::vector<float> inverse_frequencies_;  // [rope_dim / 2], scaling applied
+  float attention_factor_ = 1.0f;
 };
 
 }  // namespace kvstore::engine

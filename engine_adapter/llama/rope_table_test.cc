@@ -48,6 +48,33 @@ TEST(RopeTable, Llama3ScalingKeepsShortWavesAndDividesLongOnes) {
   EXPECT_GT(scaled.inverse_frequencies()[15], base.inverse_frequencies()[15] / 8);
 }
 
+// Numbers of DeepSeek-V2-Lite: with theta 10,000 and 4,096 old positions the ramp runs from index 10
+// to 23 of 32.
+TEST(RopeTable, YarnKeepsFastFrequenciesAndDividesSlowOnes) {
+  ModelConfig config = Config();
+  config.head_dim = 192;
+  config.latent = {.kv_rank = 512, .nope_dim = 128, .rope_dim = 64, .value_dim = 128};
+  config.rope_scaling = {.kind = RopeScaling::Kind::kYarn,
+                         .factor = 40.0,
+                         .original_max_positions = 4096,
+                         .attention_factor = 1.25};
+  const RopeTable base(Config()), scaled(config);
+  ASSERT_EQ(scaled.half(), 32);
+  const auto share = [&](size_t i) {  // of the frequency that is left, 1 to 1/40
+    return scaled.inverse_frequencies()[i] / base.inverse_frequencies()[i];
+  };
+  EXPECT_EQ(share(0), 1.0f);
+  EXPECT_EQ(share(10), 1.0f);
+  EXPECT_NEAR(share(17), 6.0 / 13 + 7.0 / 13 / 40, 1e-6);
+  EXPECT_GT(share(22), 1.0f / 40);
+  EXPECT_FLOAT_EQ(share(23), 1.0f / 40);
+  EXPECT_FLOAT_EQ(share(31), 1.0f / 40);
+  float cosine[32], sine[32];
+  scaled.Fill(3, cosine, sine);
+  EXPECT_FLOAT_EQ(cosine[0], 1.25f * std::cos(3.0f));
+  EXPECT_FLOAT_EQ(sine[0], 1.25f * std::sin(3.0f));
+}
+
 TEST(RopeTable, FillsTheAnglesOfAPosition) {
   const RopeTable table(Config());
   float cosine[32], sine[32];

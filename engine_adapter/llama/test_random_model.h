@@ -14,6 +14,23 @@
 
 namespace kvstore::engine {
 
+struct RandomExperts {
+  int64_t count = 0;
+  int64_t per_token = 0;
+  int64_t intermediate = 0;
+  int64_t shared = 0;        // of deepseek_v2
+  int64_t dense_layers = 0;  // of deepseek_v2, the first ones
+  double scale = 1.0;        // of deepseek_v2
+  bool is_normalized = false;
+};
+
+struct RandomLatent {
+  int64_t kv_rank = 0;
+  int64_t nope_dim = 0;
+  int64_t rope_dim = 0;
+  int64_t value_dim = 0;
+};
+
 struct RandomModel {
   std::string family = "llama";  // model_type
   int64_t layers = 2;
@@ -27,6 +44,8 @@ struct RandomModel {
   bool tied = true;
   std::string dtype = "BF16";  // or "F32"
   nlohmann::json rope_scaling = nullptr;
+  RandomExperts experts = {};  // of qwen3_moe and deepseek_v2
+  RandomLatent latent = {};    // of deepseek_v2
 };
 
 class RandomModelWriter {
@@ -35,8 +54,7 @@ class RandomModelWriter {
 
   void Write(const std::filesystem::path& folder) {
     WriteConfig(folder);
-    const int64_t h = model_.hidden, q = model_.heads * model_.head_dim,
-                  kv = model_.kv_heads * model_.head_dim, i = model_.intermediate;
+    const int64_t h = model_.hidden;
     // Small beside what the layers add: a tied model would otherwise only repeat its input.
     Add("model.embed_tokens.weight", {model_.vocab, h}, 0.0f, 0.1f);
     Add("model.norm.weight", {h}, 1.0f, 0.1f);
@@ -45,16 +63,16 @@ class RandomModelWriter {
       const std::string at = "model.layers." + std::to_string(layer) + ".";
       Add(at + "input_layernorm.weight", {h}, 1.0f, 0.1f);
       Add(at + "post_attention_layernorm.weight", {h}, 1.0f, 0.1f);
-      AddProjection(at + "self_attn.q_proj", q, h, model_.family == "qwen2");
-      AddProjection(at + "self_attn.k_proj", kv, h, model_.family == "qwen2");
-      AddProjection(at + "self_attn.v_proj", kv, h, model_.family == "qwen2");
-      AddProjection(at + "self_attn.o_proj", h, q, false);
-      AddProjection(at + "mlp.gate_proj", i, h, false);
-      AddProjection(at + "mlp.up_proj", i, h, false);
-      AddProjection(at + "mlp.down_proj", h, i, false);
-      if (model_.family == "qwen3") {
-        Add(at + "self_attn.q_norm.weight", {model_.head_dim}, 1.0f, 0.1f);
-        Add(at + "self_attn.k_norm.weight", {model_.head_dim}, 1.0f, 0.1f);
+      if (model_.latent.kv_rank > 0) {
+        AddLatentAttention(at + "self_attn.");
+      } else {
+        AddAttention(at + "self_attn.");
+      }
+      const bool has_experts = model_.experts.count > 0 && layer >= model_.experts.dense_layers;
+      if (has_experts) {
+        AddExperts(at + "mlp.");
+      } else {
+        AddSwiglu(at + "mlp.", model_.intermediate);
       }
     }
     WriteTensors(folder);
@@ -62,11 +80,7 @@ class RandomModelWriter {
 
  private:
   void WriteConfig(const std::filesystem::path& folder) {
-    const std::string architecture = model_.family == "llama"   ? "LlamaForCausalLM"
-                                     : model_.family == "qwen2" ? "Qwen2ForCausalLM"
-                                                                : "Qwen3ForCausalLM";
     nlohmann::json config = {{"model_type", model_.family},
-                             {"architectures", {architecture}},
                              {"hidden_act", "silu"},
                              {"num_hidden_layers", model_.layers},
                              {"hidden_size", model_.hidden},
@@ -80,7 +94,66 @@ class RandomModelWriter {
                              {"max_position_embeddings", model_.positions},
                              {"tie_word_embeddings", model_.tied}};
     if (!model_.rope_scaling.is_null()) config["rope_scaling"] = model_.rope_scaling;
+    if (model_.experts.count > 0) {
+      const bool is_deepseek = model_.family == "deepseek_v2";
+      config[is_deepseek ? "n_routed_experts" : "num_experts"] = model_.experts.count;
+      config["num_experts_per_tok"] = model_.experts.per_token;
+      config["moe_intermediate_size"] = model_.experts.intermediate;
+      config["norm_topk_prob"] = model_.experts.is_normalized;
+      if (is_deepseek) {
+        config["n_shared_experts"] = model_.experts.shared;
+        config["first_k_dense_replace"] = model_.experts.dense_layers;
+        config["routed_scaling_factor"] = model_.experts.scale;
+      }
+    }
+    if (model_.latent.kv_rank > 0) {
+      config["kv_lora_rank"] = model_.latent.kv_rank;
+      config["qk_nope_head_dim"] = model_.latent.nope_dim;
+      config["qk_rope_head_dim"] = model_.latent.rope_dim;
+      config["v_head_dim"] = model_.latent.value_dim;
+    }
     std::ofstream(folder / "config.json") << config.dump();
+  }
+
+  void AddAttention(const std::string& at) {
+    const int64_t h = model_.hidden, q = model_.heads * model_.head_dim,
+                  kv = model_.kv_heads * model_.head_dim;
+    AddProjection(at + "q_proj", q, h, model_.family == "qwen2");
+    AddProjection(at + "k_proj", kv, h, model_.family == "qwen2");
+    AddProjection(at + "v_proj", kv, h, model_.family == "qwen2");
+    AddProjection(at + "o_proj", h, q, false);
+    if (model_.family.starts_with("qwen3")) {
+      Add(at + "q_norm.weight", {model_.head_dim}, 1.0f, 0.1f);
+      Add(at + "k_norm.weight", {model_.head_dim}, 1.0f, 0.1f);
+    }
+  }
+
+  void AddLatentAttention(const std::string& at) {
+    const RandomLatent& latent = model_.latent;
+    const int64_t h = model_.hidden;
+    AddProjection(at + "q_proj", model_.heads * (latent.nope_dim + latent.rope_dim), h, false);
+    AddProjection(at + "kv_a_proj_with_mqa", latent.kv_rank + latent.rope_dim, h, false);
+    Add(at + "kv_a_layernorm.weight", {latent.kv_rank}, 1.0f, 0.1f);
+    AddProjection(at + "kv_b_proj", model_.heads * (latent.nope_dim + latent.value_dim),
+                  latent.kv_rank, false);
+    AddProjection(at + "o_proj", h, model_.heads * latent.value_dim, false);
+  }
+
+  void AddSwiglu(const std::string& at, int64_t width) {
+    AddProjection(at + "gate_proj", width, model_.hidden, false);
+    AddProjection(at + "up_proj", width, model_.hidden, false);
+    AddProjection(at + "down_proj", model_.hidden, width, false);
+  }
+
+  void AddExperts(const std::string& at) {
+    const RandomExperts& experts = model_.experts;
+    AddProjection(at + "gate", experts.count, model_.hidden, false);
+    for (int64_t i = 0; i < experts.count; ++i) {
+      AddSwiglu(at + "experts." + std::to_string(i) + ".", experts.intermediate);
+    }
+    if (experts.shared > 0) {
+      AddSwiglu(at + "shared_experts.", experts.shared * experts.intermediate);
+    }
   }
 
   // Weights of size 1 / sqrt(width) keep activations near 1.

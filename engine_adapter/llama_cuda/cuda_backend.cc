@@ -60,6 +60,7 @@ class DenseCudaBackend final : public CudaBackend {
   const std::shared_ptr<transfer::CudaContext>& context() const override { return context_; }
   const std::shared_ptr<transfer::AddressRange>& addresses() const override { return addresses_; }
   cudaStream_t stream() const override { return stream_; }
+  uint32_t multiprocessors() const override { return static_cast<uint32_t>(multiprocessors_); }
 
  private:
   absl::Status OpenDevice();
@@ -459,6 +460,10 @@ absl::Status DenseCudaBackend::Forward(const ForwardPass& pass) {
 }
 
 absl::Status CheckOptions(const ModelConfig& config, const CudaBackendOptions& options) {
+  if (config.experts || config.latent || config.rope_scaling.attention_factor != 1) {
+    return absl::InvalidArgumentError(
+        "the CUDA back-end computes no experts, latent attention or yarn; --device cpu does");
+  }
   if (options.pass_tokens_max < 1 || options.pass_tokens_max > CudaBackendOptions::kPassTokensMax) {
     return absl::InvalidArgumentError(absl::StrCat("pass_tokens_max is ", options.pass_tokens_max,
                                                    "; valid are 1 to ",

@@ -42,6 +42,7 @@ class CudaBackend : public Backend {
   virtual const std::shared_ptr<transfer::CudaContext>& context() const = 0;
   virtual const std::shared_ptr<transfer::AddressRange>& addresses() const = 0;
   virtual cudaStream_t stream() const = 0;
+  virtual uint32_t multiprocessors() const = 0;
 };
 
 // Reads `weights` while it is created only. Takes some seconds: weights are uploaded and products

@@ -13,10 +13,10 @@
 #include <random>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
 #include "engine_adapter/llama/generate.h"
 #include "engine_adapter/llama/test_model_files.h"
 #include "engine_adapter/llama/test_random_model.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 
 namespace kvstore::engine {
 namespace {

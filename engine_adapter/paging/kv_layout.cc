@@ -16,6 +16,10 @@ absl::Status KvLayout::Validate() const {
         absl::StrCat("a KV layout needs layers, kv heads and a head_dim of at least 1; got ",
                      num_layers, ", ", num_kv_heads, ", ", head_dim));
   }
+  if (order == KvOrder::kLatent && num_kv_heads != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_kv_heads is ", num_kv_heads, "; layout mla has 1"));
+  }
   return absl::OkStatus();
 }
 

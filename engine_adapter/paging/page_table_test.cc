@@ -23,6 +23,25 @@ TEST(KvLayout, SlicesFillThePageLayerByLayerKeysFirst) {
   EXPECT_EQ(kLayout.BlocksOf(5), 2);
 }
 
+TEST(KvLayout, OfLatentAttentionKeepsOneRowATokenForKeysAndValues) {
+  const KvLayout layout{.order = KvOrder::kLatent,
+                        .num_layers = 27,
+                        .num_kv_heads = 1,
+                        .head_dim = 576,
+                        .dtype = KvDtype::kBf16,
+                        .block_tokens = 16};
+  EXPECT_TRUE(layout.Validate().ok());
+  EXPECT_EQ(layout.slice_bytes(), 16 * 576 * 2);
+  EXPECT_EQ(layout.page_bytes(), 27 * layout.slice_bytes());
+  EXPECT_EQ(layout.k_offset(3), 3 * layout.slice_bytes());
+  EXPECT_EQ(layout.v_offset(3), layout.k_offset(3));
+  EXPECT_EQ(layout.name(), "mla");
+  EXPECT_EQ(kLayout.name(), "hnd");
+  KvLayout two_heads = layout;
+  two_heads.num_kv_heads = 2;
+  EXPECT_EQ(two_heads.Validate().code(), absl::StatusCode::kInvalidArgument);
+}
+
 TEST(KvLayout, RefusesBlocksOfNoTokens) {
   KvLayout layout = kLayout;
   layout.block_tokens = 0;

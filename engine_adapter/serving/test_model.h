@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
 #include "engine_adapter/llama/generate.h"
 #include "engine_adapter/llama/test_model_files.h"
 #include "engine_adapter/llama/test_random_model.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 #include "engine_adapter/paging/prefix_cache.h"
 #include "engine_adapter/tokenizer/tokenizer.h"
 

@@ -22,10 +22,10 @@ struct AttentionState {
   AttentionBlock block;
   int64_t rows;
   float* q;        // [rows, head_dim], scaled so that exp2 gives the softmax
-  float* o;        // [rows, head_dim]
+  float* o;        // [rows, value_dim]
   float* scores;   // [rows, kAttentionTileKeys]
   float* keys;     // [tile / 16][head_dim][16]
-  float* values;   // [head_dim / 16][tile][16]
+  float* values;   // [value_dim / 16][tile][16]
   float* maximum;  // [rows]
   float* sum;      // [rows]
   float* rescale;  // [rows]
@@ -55,10 +55,10 @@ inline AttentionState CarveScratch(const AttentionArgs& args, const AttentionBlo
     return at;
   };
   s.q = take(kAttentionRowsMax * args.head_dim);
-  s.o = take(kAttentionRowsMax * args.head_dim);
+  s.o = take(kAttentionRowsMax * args.value_dim);
   s.scores = take(kAttentionRowsMax * kAttentionTileKeys);
   s.keys = take(kAttentionTileKeys * args.head_dim);
-  s.values = take(kAttentionTileKeys * args.head_dim);
+  s.values = take(kAttentionTileKeys * args.value_dim);
   s.maximum = take(kAttentionRowsMax);
   s.sum = take(kAttentionRowsMax);
   s.rescale = take(kAttentionRowsMax);
@@ -117,7 +117,7 @@ inline void LoadTile(const AttentionState& s, int64_t tile_begin, int64_t positi
   }
   for (int64_t key = 0; key < keys; ++key) {
     const Element* row = RowAt<Element>(s, a.v_offset, tile_begin + key, position_end);
-    for (int64_t d = 0; d < a.head_dim; d += 16) {
+    for (int64_t d = 0; d < a.value_dim; d += 16) {
       Store(s.values + d * kAttentionTileKeys + key * 16, LoadWeights(row + d));
     }
   }
@@ -171,7 +171,7 @@ inline void SoftmaxRow(const AttentionState& s, int64_t row, int64_t visible, in
 
 template <int kPanels>
 inline void AccumulatePanels(const AttentionState& s, int64_t tile_begin, int64_t dim_begin) {
-  const int64_t dim = s.args.head_dim;
+  const int64_t dim = s.args.value_dim;
   Tile<float> t{s.scores,
                 kAttentionTileKeys,
                 s.values + dim_begin * kAttentionTileKeys,
@@ -195,10 +195,10 @@ inline void AccumulatePanels(const AttentionState& s, int64_t tile_begin, int64_
 
 inline void AccumulateValues(const AttentionState& s, int64_t tile_begin) {
   int64_t dim = 0;
-  for (; dim + 16 * kTilePanels <= s.args.head_dim; dim += 16 * kTilePanels) {
+  for (; dim + 16 * kTilePanels <= s.args.value_dim; dim += 16 * kTilePanels) {
     AccumulatePanels<kTilePanels>(s, tile_begin, dim);
   }
-  for (; dim < s.args.head_dim; dim += 16) AccumulatePanels<1>(s, tile_begin, dim);
+  for (; dim < s.args.value_dim; dim += 16) AccumulatePanels<1>(s, tile_begin, dim);
 }
 
 inline void WriteOutput(const AttentionState& s) {
@@ -206,11 +206,11 @@ inline void WriteOutput(const AttentionState& s) {
   for (int64_t row = 0; row < s.rows; ++row) {
     const int64_t token = s.block.token_begin + row / a.group;
     const int64_t head = s.block.kv_head * a.group + row % a.group;
-    float* to = a.out + token * a.out_stride + head * a.head_dim;
+    float* to = a.out + token * a.out_stride + head * a.value_dim;
     const Vec16 inverse = Set(1.0f / s.sum[row]);
-    for (int64_t d = 0; d < a.head_dim; d += 16) {
+    for (int64_t d = 0; d < a.value_dim; d += 16) {
       // + 0: skipped exact zeros may have left -0 where adding them would have given +0.
-      Store(to + d, Add(Mul(Load(s.o + row * a.head_dim + d), inverse), Zero()));
+      Store(to + d, Add(Mul(Load(s.o + row * a.value_dim + d), inverse), Zero()));
     }
   }
 }

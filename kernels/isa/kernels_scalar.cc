@@ -2,14 +2,15 @@
 #include "kernels/isa/vec16_scalar.h"
 
 #include "kernels/isa/attention_impl.h"
+#include "kernels/isa/experts_impl.h"
 #include "kernels/isa/gemm_impl.h"
 #include "kernels/isa/rows_impl.h"
 #include "kernels/isa/tables.h"
 
 namespace kvstore::kernels {
 
-const CpuKernels kScalarKernels = {
-    CpuIsa::kScalar, "scalar", Gemm,  Attention,    Norm,       Rope,
-    StoreKv,         Swiglu,   AddTo, WidenBf16Row, NarrowBf16, Exp2Array};
+const CpuKernels kScalarKernels = {CpuIsa::kScalar, "scalar", Gemm,  Attention, Norm,  Rope,
+                                   StoreKv,         Swiglu,   Route, Combine,   AddTo, WidenBf16Row,
+                                   NarrowBf16,      Exp2Array};
 
 }  // namespace kvstore::kernels

@@ -5,6 +5,7 @@
 #include <grpcpp/server_posix.h>
 
 #include "absl/status/status.h"
+#include "kvstore/base/thread_preference.h"
 #include "kvstore/service/translate.h"
 
 namespace kvstore::service {
@@ -54,7 +55,8 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartGrpcServer(
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              kPingIntervalMinMs);
-  std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  std::unique_ptr<grpc::Server> server;
+  RunGivingWay([&] { server = builder.BuildAndStart(); });  // threads that parse and write
   if (server == nullptr) return absl::InternalError("gRPC server did not start");
   return server;
 }

@@ -62,7 +62,8 @@ void PollLoop::Stop() {
 }
 
 void PollLoop::Run() {
-  if (options_.is_preferred) PreferThisThread(ThreadPreference::kBeforeOthers);
+  // Doors start connections in gRPC, which may start threads of its own from there.
+  options_.is_preferred ? PreferThisThread(ThreadPreference::kBeforeOthers) : GiveWayForGood();
   std::array<epoll_event, 64> events;
   for (;;) {
     const int count = epoll_wait(epoll_.get(), events.data(), events.size(), TimeoutMs());

@@ -52,7 +52,7 @@ class PollLoop {
     const char* thread_name = "";  // at most 15 bytes
     // Before other events get their turn.
     size_t accepts_per_turn = 64;
-    bool is_preferred = false;  // see thread_preference.h
+    bool is_preferred = false;  // see thread_preference.h; otherwise it gives way
   };
 
   // `clock` and `owner` outlive the loop's thread: the owner calls Stop() before it goes.

@@ -10,6 +10,7 @@
 #include "kvstore/base/log.h"
 #include "kvstore/base/memory_socket.h"
 #include "kvstore/base/status_macros.h"
+#include "kvstore/base/thread_preference.h"
 #include "kvstore/service/access_list.h"
 #include "kvstore/service/admin_service.h"
 #include "kvstore/service/call_times.h"
@@ -271,7 +272,11 @@ absl::StatusOr<std::unique_ptr<Service>> Service::Create(const ServiceOptions& o
                                                          store::Store& store, Executor& core,
                                                          SlabExporter exporter, DaemonFacts facts,
                                                          const Clock& clock) {
-  auto state = std::make_unique<State>(options, store, core, std::move(facts), clock);
+  std::unique_ptr<State> state;
+  RunGivingWay([&] {
+    // Edge threads, and those that gRPC starts when it is first used.
+    state = std::make_unique<State>(options, store, core, std::move(facts), clock);
+  });
   State* raw = state.get();
   const SocketAudience audience =
       raw->access.Now()->allows_others() ? SocketAudience::kGroup : SocketAudience::kOwnerOnly;

@@ -15,6 +15,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "kvstore/base/thread_preference.h"
@@ -178,6 +180,36 @@ TEST_P(Fairness, AnotherTenantsFloodDoesNotSlowRequests) {
       << ratio << " times, " << times[kRounds / 2];
   EXPECT_LE(grown, kGrowthMax) << "queues grow";
   EXPECT_EQ(misses_, 0) << "the flood evicted blocks that are in use all the time";
+}
+
+// Why it holds: the scheduler is fair by thread, and a flood keeps many of them busy that parse and
+// write. The two that every tenant waits for must not be one of seven.
+TEST(FairnessOfThreads, WhatParsesAndWritesGivesWayToTheCore) {
+  const int before = getpriority(PRIO_PROCESS, 0);
+  DaemonProcess daemon;
+  daemon.Start();
+  std::unique_ptr<Client> client = daemon.Connect();  // as gRPC starts threads of its own by then
+  ASSERT_TRUE(client->Open("any", SmallSpec()).ok());
+  int preferred = 0, giving_way = 0;
+  for (const auto& task :
+       std::filesystem::directory_iterator("/proc/" + std::to_string(daemon.pid()) + "/task")) {
+    const auto thread = static_cast<id_t>(std::stoul(task.path().filename().string()));
+    std::string name;
+    std::getline(std::ifstream(task.path() / "comm"), name);
+    const int niceness = getpriority(PRIO_PROCESS, thread);
+    const auto is_one_of = [&name](std::initializer_list<const char*> names) {
+      return std::ranges::any_of(names, [&](const char* n) { return name.starts_with(n); });
+    };
+    if (is_one_of({"kv-core", "kv-memory"})) {
+      ++preferred;
+      EXPECT_LE(niceness, before) << name;
+    } else if (!is_one_of({"kvstored", "dram-", "spdlog"})) {
+      ++giving_way;
+      EXPECT_GE(niceness, std::min(before + 10, 19)) << name;
+    }
+  }
+  EXPECT_EQ(preferred, 2);
+  EXPECT_GE(giving_way, 6) << "edge threads, doors, gRPC's own";
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, Fairness, ::testing::Values("calls", "queued", "saves", "unread"),

@@ -1,5 +1,6 @@
 """The engine with a store: the same bits from every tier, and every failure of the store costs a recomputation and no more."""
 
+import functools
 import json
 import os
 import random
@@ -27,8 +28,16 @@ pytestmark = pytest.mark.skipif(er.kvengine() is None, reason="kvengine is not b
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return er.make_model(er.CASES[0], tmp_path_factory.mktemp("model"))
+def models(tmp_path_factory):
+    """Folder of a case of er.CASES by its name, made when first asked for."""
+    folder = tmp_path_factory.mktemp("models")
+    cases = {case.name: case for case in er.CASES}
+    return functools.cache(lambda name: er.make_model(cases[name], folder))
+
+
+@pytest.fixture
+def model(models):
+    return models("llama")
 
 
 @pytest.fixture
@@ -87,12 +96,15 @@ def restart(daemon):
     daemon.wait_until("recovery", lambda: not daemon.ask("status")["is_recovering"])
 
 
-def test_the_same_bits_come_from_every_tier(model, daemon, tmp_path):
-    request = Request(model, tmp_path)
+# Dense, a mixture of experts, and latent attention with its own page layout.
+@pytest.mark.parametrize(("name", "layout"), [("llama", "hnd"), ("qwen3-moe", "hnd"), ("deepseek-v2", "mla")])
+def test_the_same_bits_come_from_every_tier(models, daemon, tmp_path, name, layout):
+    request = Request(models(name), tmp_path)
     cold = request.run()
     blocks = PROMPT_TOKENS // BLOCK_TOKENS
     first = request.run(daemon.target)
     assert first["reused_tokens"] == 0 and same_bits(first, cold)
+    assert [row["spec"]["layout"] for row in daemon.ask("namespaces")["namespaces"]] == [layout]
     wait_for_pages(daemon, "nvme", blocks)
 
     gpu = request.run(daemon.target)

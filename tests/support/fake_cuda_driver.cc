@@ -23,7 +23,7 @@ struct Mapping {
 };
 
 struct Work {
-  enum class Kind { kCopy, kZero, kRecord } kind;
+  enum class Kind { kCopy, kZero, kRecord, kWait } kind;
   CUdeviceptr dst = 0, src = 0;
   uint64_t bytes = 0;
   uint64_t event = 0, ticket = 0;
@@ -191,7 +191,14 @@ class FakeCudaDriver final : public CudaDriver {
     }
     return CallInContext();
   }
-  CUresult Wait(CUstream, CUevent) override { return CallInContext(); }
+  CUresult Wait(CUstream stream, CUevent event) override {
+    if (const CUresult result = CallInContext(); result != CUDA_SUCCESS) return result;
+    absl::MutexLock lock(&device_->mutex);
+    const auto id = reinterpret_cast<uint64_t>(event);
+    Work work = {.kind = Work::Kind::kWait, .event = id, .ticket = recorded_[id]};
+    streams_[reinterpret_cast<uint64_t>(stream)].push_back(work);
+    return CUDA_SUCCESS;
+  }
   CUresult CopyBatch(CUdeviceptr* dsts, CUdeviceptr* srcs, size_t* sizes, size_t count,
                      CUstream stream) override {
     const CUresult result = CallInContext();
@@ -291,11 +298,14 @@ class FakeCudaDriver final : public CudaDriver {
     return !device_->has_failed && std::any_of(streams_.begin(), streams_.end(),
                                                [](const auto& s) { return !s.second.empty(); });
   }
+  bool IsReady(const Work& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(device_->mutex) {
+    return work.kind != Work::Kind::kWait || reached_[work.event] >= work.ticket;
+  }
   // One piece of work of any stream; inside a batch in any order.
   bool DoOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(device_->mutex) {
     std::vector<std::deque<Work>*> ready;
     for (auto& [stream, queue] : streams_) {
-      if (!queue.empty()) ready.push_back(&queue);
+      if (!queue.empty() && IsReady(queue.front())) ready.push_back(&queue);
     }
     if (ready.empty()) return false;
     std::deque<Work>& queue = *ready[device_->random() % ready.size()];
@@ -308,6 +318,7 @@ class FakeCudaDriver final : public CudaDriver {
     return true;
   }
   void Do(const Work& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(device_->mutex) {
+    if (work.kind == Work::Kind::kWait) return;
     if (work.kind == Work::Kind::kRecord) {
       reached_[work.event] = work.ticket;
       return;

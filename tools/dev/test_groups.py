@@ -81,11 +81,11 @@ def run_bundled_gpu_tests(folder, seconds):
     """Packs the CUDA tests as users get them, and runs them from there."""
     outcome = Outcome("gpu")
     with tempfile.TemporaryDirectory(prefix="kvstore-bundle-") as place:
-        bundle = Path(place) / "bundle.tar.gz"
+        bundle = Path(place) / "bundle.tar.xz"
         if run_bounded([str(ROOT / "tools" / "bundle"), "--build", str(folder), "--tests", "--out", str(bundle)], 300) != 0:
             outcome.failed, outcome.notes = 1, ["failed: tools/bundle --tests"]
             return outcome
-        subprocess.run(["tar", "-C", place, "-xzf", str(bundle)], check=True)
+        subprocess.run(["tar", "-C", place, "-xJf", str(bundle)], check=True)
         log = Path(place) / "log"
         code = run_bounded(["sh", "-c", f"./run gpu-tests >{log} 2>&1; code=$?; cat {log}; exit $code"], seconds,
                            cwd=Path(place) / "kvstore")

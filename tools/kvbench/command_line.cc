@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <filesystem>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/base/units.h"
@@ -16,9 +17,16 @@ constexpr char kFooter[] =
     "  kvbench store --json store.json --plot store.svg --versus redis=unix:/run/redis.sock";
 constexpr uint64_t kSetBytesMin = uint64_t{16} << 20;
 
+std::string CheckCudaNumber(const std::string& device) {
+  uint32_t number = 0;
+  const bool is_good =
+      device.starts_with("cuda:") && absl::SimpleAtoi(device.substr(5), &number) && number < 1000;
+  return is_good ? std::string() : device + " is not cpu, cuda or cuda:N";
+}
+
 struct Parser {
   Settings settings;
-  std::string set_size;
+  std::string set_size, tier_size, ttft_device;
   bool is_quick = false;
   CLI::App app{"Measure the store against the ceilings of this machine.", "kvbench"};
 
@@ -92,17 +100,50 @@ struct Parser {
                      "lengths of prompts; default 1024,4096")
         ->delimiter(',')
         ->check(CLI::Range(32, 1 << 20));
-    suite->add_option("--block-tokens", settings.block_tokens, "of the engine; default 16")
+    suite
+        ->add_option("--device", ttft_device,
+                     "where the engine computes: cpu, or cuda (cuda:N: another than the first)")
+        ->check(CLI::IsMember({"cpu", "cuda"}) | CLI::Validator(CheckCudaNumber, "cuda:N"))
+        ->type_name("cpu|cuda[:N]");
+    suite
+        ->add_option("--suffix-tokens", settings.suffix_tokens,
+                     "new tokens behind the reused ones; default 0, on cuda 64")
+        ->check(CLI::Range(0, 1 << 16));
+    suite->add_option("--tier-size", tier_size, "of GPU and DRAM tier; default 2GiB, on cuda 12GiB")
+        ->type_name("SIZE");
+    suite
+        ->add_option("--block-tokens", settings.block_tokens,
+                     "of the engine; default 16, on cuda 256")
         ->check(CLI::Range(1, 65536));
     suite->add_option("--threads", settings.threads, "of the engine; default: all cores")
         ->check(CLI::Range(0, 256));
-    suite->footer("Example:\n  kvbench ttft --model build/models/smollm2 --prompt-tokens 4096");
+    suite->footer(
+        "Example:\n"
+        "  kvbench ttft --model build/models/smollm2 --prompt-tokens 4096\n"
+        "  kvbench ttft --model llama-8b --device cuda --prompt-tokens 8192,16384,32768,65536");
   }
 };
 
 template <typename T>
 void Default(T& value, T full, T quick, Effort effort) {
   if (value == T{}) value = effort == Effort::kQuick ? quick : full;
+}
+
+absl::Status FinishTtft(Parser& parser) {
+  Settings& s = parser.settings;
+  s.is_on_cuda = parser.ttft_device.starts_with("cuda");
+  if (parser.ttft_device.size() > 5)
+    (void)absl::SimpleAtoi(parser.ttft_device.substr(5), &s.device);
+  const uint32_t block_tokens = s.is_on_cuda ? 256 : 16;
+  Default(s.block_tokens, block_tokens, block_tokens, s.effort);
+  if (s.is_on_cuda) Default(s.suffix_tokens, uint32_t{64}, uint32_t{64}, s.effort);
+  const uint64_t tier_bytes = uint64_t{s.is_on_cuda ? 12u : 2u} << 30;
+  if (parser.tier_size.empty()) {
+    s.tier_bytes = tier_bytes;
+  } else {
+    ASSIGN_OR_RETURN(s.tier_bytes, ParseBytes(parser.tier_size));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Finish(Parser& parser) {
@@ -129,7 +170,7 @@ absl::Status Finish(Parser& parser) {
   Default(s.set_bytes, uint64_t{2} << 30, uint64_t{64} << 20, s.effort);
   Default(s.index_blocks, uint64_t{1'000'000}, uint64_t{20'000}, s.effort);
   Default(s.restart_blocks, uint64_t{1'000'000}, uint64_t{2'000}, s.effort);
-  Default(s.block_tokens, uint32_t{16}, uint32_t{16}, s.effort);
+  RETURN_IF_ERROR(FinishTtft(parser));
   if (s.prompt_tokens.empty()) {
     s.prompt_tokens = s.is_quick() ? std::vector<uint32_t>{128} : std::vector<uint32_t>{1024, 4096};
   }

@@ -58,7 +58,7 @@ absl::Status Daemon::Launch() {
   set("server.listen", target_);
   set("tier.dram.bytes", absl::StrCat(options_.dram_bytes, "B"));
   if (options_.gpu_bytes > 0) {
-    set("tier.gpu.device", "host");
+    set("tier.gpu.device", options_.gpu_device);
     set("tier.gpu.bytes", absl::StrCat(options_.gpu_bytes, "B"));
   }
   if (options_.nvme_bytes > 0) {
@@ -130,6 +130,17 @@ absl::Status Daemon::EvictAll(client::Tier tier) {
       return absl::UnavailableError(
           absl::StrCat(left, " blocks stay in the ", client::TierName(tier), " tier"));
     }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Daemon::ClearAll() {
+  v1::NamespacesResponse response;
+  RETURN_IF_ERROR(Ask(target_, &v1::Admin::Stub::Namespaces, v1::NamespacesRequest(), &response));
+  ASSIGN_OR_RETURN(const std::unique_ptr<client::Client> client, Connect());
+  for (const auto& row : response.namespaces()) {
+    ASSIGN_OR_RETURN(const client::Namespace ns, client->Find(row.name()));
+    RETURN_IF_ERROR(client->Clear(ns, absl::Now() + kCallTime));
   }
   return absl::OkStatus();
 }

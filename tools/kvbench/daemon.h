@@ -18,7 +18,8 @@ struct DaemonOptions {
   std::string bin_dir;
   std::string work_dir;
   uint64_t dram_bytes = 0;
-  uint64_t gpu_bytes = 0;   // 0: no such tier; otherwise on the host device
+  uint64_t gpu_bytes = 0;  // 0: no such tier
+  std::string gpu_device = "host";
   uint64_t nvme_bytes = 0;  // 0: no such tier; otherwise in the daemon's folder
 };
 
@@ -47,6 +48,8 @@ class Daemon {
   absl::StatusOr<uint64_t> Evict(const std::string& ns, client::Tier tier);
   // All namespaces.
   absl::Status EvictAll(client::Tier tier);
+  // Drops every block of every namespace.
+  absl::Status ClearAll();
 
   absl::Status Stop();
   // As Start() on the same folders, without waiting for an answer.

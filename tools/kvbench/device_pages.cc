@@ -12,6 +12,7 @@
 #include "kernels/cuda/page_copy.h"
 #include "kernels/page_checksum.h"
 #include "kvstore/base/status_macros.h"
+#include "tools/kvbench/pinned_copy.h"
 #include "tools/kvbench/random_bytes.h"
 #include "tools/kvbench/stopwatch.h"
 #include "transfer/cuda/loaded_driver.h"
@@ -216,6 +217,13 @@ absl::StatusOr<double> DevicePages::TimeOneChecksum(uint64_t slice_bytes) {
                                             reinterpret_cast<cudaStream_t>(stream_))));
   RETURN_IF_ERROR(Finish());
   return watch.Seconds();
+}
+
+absl::StatusOr<PinnedCopy> MeasurePinnedCopy(int device) {
+  constexpr uint64_t kSetBytes = uint64_t{1} << 30;
+  ASSIGN_OR_RETURN(const std::unique_ptr<DevicePages> pages, DevicePages::Open(device, kSetBytes));
+  ASSIGN_OR_RETURN(const double rate, pages->BigCopyRate({CopyDirection::kToDevice}));
+  return PinnedCopy{.gb_s = rate, .device_name = pages->context()->device_name()};
 }
 
 }  // namespace kvstore::bench

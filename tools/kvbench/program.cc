@@ -21,32 +21,50 @@ namespace {
 
 constexpr absl::Duration kPollEvery = absl::Milliseconds(2);
 constexpr size_t kLastBytes = 2000;
+// Not O_CLOEXEC: the file is opened as the child's descriptor 1 or 2 itself, and must stay.
+constexpr int kAppend = O_WRONLY | O_CREAT | O_APPEND;
+
+absl::StatusOr<pid_t> Spawn(const std::vector<std::string>& arguments,
+                            const posix_spawn_file_actions_t& files) {
+  if (access(arguments[0].c_str(), X_OK) != 0) {
+    return absl::NotFoundError(
+        absl::StrCat(arguments[0], " is no program; --bin DIR says where it is"));
+  }
+  std::vector<char*> argv;
+  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+  argv.push_back(nullptr);
+  pid_t pid = 0;
+  const int error = posix_spawn(&pid, argv[0], &files, nullptr, argv.data(), environ);
+  if (error == 0) return pid;
+  return absl::UnavailableError(absl::StrCat(arguments[0], ": ", std::strerror(error)));
+}
 
 }  // namespace
 
 absl::StatusOr<Program> Program::Start(const std::vector<std::string>& arguments,
                                        const std::string& output_path,
                                        const std::string& error_path) {
-  if (access(arguments[0].c_str(), X_OK) != 0) {
-    return absl::NotFoundError(
-        absl::StrCat(arguments[0], " is no program; --bin DIR says where it is"));
-  }
   posix_spawn_file_actions_t files;
   posix_spawn_file_actions_init(&files);
-  // Not O_CLOEXEC: the file is opened as the child's descriptor 1 or 2 itself, and must stay.
-  constexpr int kFlags = O_WRONLY | O_CREAT | O_APPEND;
-  posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, output_path.c_str(), kFlags, 0600);
-  posix_spawn_file_actions_addopen(&files, STDERR_FILENO, error_path.c_str(), kFlags, 0600);
-  std::vector<char*> argv;
-  for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
-  argv.push_back(nullptr);
-  pid_t pid = 0;
-  const int error = posix_spawn(&pid, argv[0], &files, nullptr, argv.data(), environ);
+  posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, output_path.c_str(), kAppend, 0600);
+  posix_spawn_file_actions_addopen(&files, STDERR_FILENO, error_path.c_str(), kAppend, 0600);
+  absl::StatusOr<pid_t> pid = Spawn(arguments, files);
   posix_spawn_file_actions_destroy(&files);
-  if (error != 0) {
-    return absl::UnavailableError(absl::StrCat(arguments[0], ": ", std::strerror(error)));
-  }
-  return Program(pid);
+  if (!pid.ok()) return pid.status();
+  return Program(*pid);
+}
+
+absl::StatusOr<Program> Program::StartPiped(const std::vector<std::string>& arguments, int input,
+                                            int output, const std::string& error_path) {
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_adddup2(&files, input, STDIN_FILENO);
+  posix_spawn_file_actions_adddup2(&files, output, STDOUT_FILENO);
+  posix_spawn_file_actions_addopen(&files, STDERR_FILENO, error_path.c_str(), kAppend, 0600);
+  absl::StatusOr<pid_t> pid = Spawn(arguments, files);
+  posix_spawn_file_actions_destroy(&files);
+  if (!pid.ok()) return pid.status();
+  return Program(*pid);
 }
 
 Program::Program(Program&& other) noexcept

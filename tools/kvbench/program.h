@@ -20,6 +20,9 @@ class Program {
   static absl::StatusOr<Program> Start(const std::vector<std::string>& arguments,
                                        const std::string& output_path,
                                        const std::string& error_path);
+  // With pipes: the child reads `input` and writes `output`, which stay the caller's to close.
+  static absl::StatusOr<Program> StartPiped(const std::vector<std::string>& arguments, int input,
+                                            int output, const std::string& error_path);
   Program(Program&& other) noexcept;
   Program& operator=(Program&& other) noexcept;
   ~Program();

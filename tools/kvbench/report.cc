@@ -7,11 +7,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 
 namespace kvstore::bench {
 namespace {
 
-constexpr size_t kNumColumns = 8;
+constexpr size_t kNumColumns = 9;
 using Cells = std::array<std::string, kNumColumns>;
 
 std::string FormatLimit(const Result& result) {
@@ -30,7 +31,8 @@ Cells CellsOf(const Result& result, bool is_quick) {
               {},
               {},
               {},
-              {}};
+              {},
+              absl::StrJoin(result.checked, " ")};
   if (result.ceiling) {
     cells[4] = FormatNumber(result.ceiling->value);
     cells[5] = absl::StrFormat("%.2f", *result.Ratio());
@@ -55,6 +57,7 @@ nlohmann::json ResultJson(const Result& result) {
     out["ceiling_name"] = result.ceiling->name;
     out["ratio"] = *result.Ratio();
   }
+  for (const std::string& what : result.checked) out[what] = true;
   if (result.budget) {
     out["budget"] = {{"id", result.budget->id},
                      {"on", result.budget->on == Budget::On::kRatio ? "ratio" : "value"},
@@ -119,7 +122,7 @@ nlohmann::json Report::ToJson() const {
 
 std::string Report::ToTable() const {
   std::vector<Cells> lines = {
-      {"figure", "unit", "median", "range", "ceiling", "ratio", "budget", "ceiling is"}};
+      {"figure", "unit", "median", "range", "ceiling", "ratio", "budget", "ceiling is", "checked"}};
   for (const Result& result : results_) lines.push_back(CellsOf(result, is_quick_));
   std::array<size_t, kNumColumns> widths{};
   for (const Cells& cells : lines) {

@@ -37,6 +37,7 @@ struct Result {
   uint64_t n = 0;  // measurements that the three are taken over
   std::optional<Ceiling> ceiling;
   std::optional<Budget> budget;
+  std::vector<std::string> checked;  // what was found true in each repeat: "same_tokens"
 
   // Share of the ceiling that is reached, for times as well: 1 is at the ceiling, 0.5 half as fast.
   std::optional<double> Ratio() const;

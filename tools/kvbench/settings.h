@@ -26,11 +26,14 @@ struct Settings {
   uint64_t index_blocks = 0;  // resident; 0: one million, of quick runs 20,000
   // nvme
   uint64_t restart_blocks = 0;  // 0: one million, of quick runs 2,000
-  // pages
+  // pages, ttft
   int device = 0;  // of CUDA
   // ttft
   std::string model_dir;
+  bool is_on_cuda = false;
   std::vector<uint32_t> prompt_tokens;
+  uint32_t suffix_tokens = 0;  // behind them, in no block
+  uint64_t tier_bytes = 0;     // of GPU and DRAM tier; 0: 2 GiB, on CUDA 12 GiB
   uint32_t block_tokens = 0;
   int threads = 0;  // of the engine; 0: its own choice
 

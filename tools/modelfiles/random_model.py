@@ -13,6 +13,8 @@ ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
 }
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _CHUNK = 1 << 20
@@ -33,27 +35,64 @@ def uniform(seed, name, count):
     return out
 
 
+def _swiglu(prefix, hidden, inner):
+    return {
+        prefix + "gate_proj.weight": (inner, hidden),
+        prefix + "up_proj.weight": (inner, hidden),
+        prefix + "down_proj.weight": (hidden, inner),
+    }
+
+
+def _attention(prefix, config):
+    hidden, dim = config["hidden_size"], config["head_dim"]
+    query, key = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    shapes = {}
+    for part, rows in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
+        shapes[f"{prefix}{part}.weight"] = (rows, hidden)
+        if config["model_type"] == "qwen2":
+            shapes[f"{prefix}{part}.bias"] = (rows,)
+    if config["model_type"].startswith("qwen3"):
+        shapes[prefix + "q_norm.weight"] = (dim,)
+        shapes[prefix + "k_norm.weight"] = (dim,)
+    shapes[prefix + "o_proj.weight"] = (hidden, query)
+    return shapes
+
+
+def _latent_attention(prefix, config):
+    hidden, heads, rank = config["hidden_size"], config["num_attention_heads"], config["kv_lora_rank"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    return {
+        prefix + "q_proj.weight": (heads * (nope + rope), hidden),
+        prefix + "kv_a_proj_with_mqa.weight": (rank + rope, hidden),
+        prefix + "kv_a_layernorm.weight": (rank,),
+        prefix + "kv_b_proj.weight": (heads * (nope + value), rank),
+        prefix + "o_proj.weight": (hidden, heads * value),
+    }
+
+
+def _experts(prefix, config):
+    hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
+    count = config.get("num_experts") or config["n_routed_experts"]
+    shapes = {prefix + "gate.weight": (count, hidden)}
+    for expert in range(count):
+        shapes |= _swiglu(f"{prefix}experts.{expert}.", hidden, inner)
+    if "n_shared_experts" in config:
+        shapes |= _swiglu(prefix + "shared_experts.", hidden, inner * config["n_shared_experts"])
+    return shapes
+
+
 def tensor_shapes(config):
     """Hugging Face names and shapes of all weights, in the order they are written."""
-    hidden, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    query, key = config["num_attention_heads"] * dim, config["num_key_value_heads"] * dim
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
     shapes = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
     for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}."
-        attention = prefix + "self_attn."
         shapes[prefix + "input_layernorm.weight"] = (hidden,)
-        for part, rows in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
-            shapes[f"{attention}{part}.weight"] = (rows, hidden)
-            if config["model_type"] == "qwen2":
-                shapes[f"{attention}{part}.bias"] = (rows,)
-        if config["model_type"] == "qwen3":
-            shapes[attention + "q_norm.weight"] = (dim,)
-            shapes[attention + "k_norm.weight"] = (dim,)
-        shapes[attention + "o_proj.weight"] = (hidden, query)
+        attention = _latent_attention if "kv_lora_rank" in config else _attention
+        shapes |= attention(prefix + "self_attn.", config)
         shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
-        shapes[prefix + "mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[prefix + "mlp.up_proj.weight"] = (inner, hidden)
-        shapes[prefix + "mlp.down_proj.weight"] = (hidden, inner)
+        has_experts = "moe_intermediate_size" in config and layer >= config.get("first_k_dense_replace", 0)
+        shapes |= _experts(prefix + "mlp.", config) if has_experts else _swiglu(prefix + "mlp.", hidden, inner)
     shapes["model.norm.weight"] = (hidden,)
     if not config["tie_word_embeddings"]:
         shapes["lm_head.weight"] = (config["vocab_size"], hidden)

@@ -1,4 +1,4 @@
-// CpuBackend runs dense Llama-family models on the CPU: float32 arithmetic, weights in bf16 where
+// CpuBackend runs all models of ModelConfig on the CPU: float32 arithmetic, weights in bf16 where
 // they were published so.
 //
 // Numerics: see kernels/gemm.h and kernels/attention.h. Keys and values are written to their pages

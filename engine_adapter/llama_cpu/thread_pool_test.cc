@@ -1,4 +1,4 @@
-#include "engine_adapter/llama/thread_pool.h"
+#include "engine_adapter/llama_cpu/thread_pool.h"
 
 #include <gtest/gtest.h>
 

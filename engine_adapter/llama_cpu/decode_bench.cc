@@ -16,8 +16,8 @@
 #include <string>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
 #include "engine_adapter/llama/sequence.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 #include "kvstore/base/status_macros.h"
 
 namespace kvstore::engine {

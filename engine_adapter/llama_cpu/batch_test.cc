@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "engine_adapter/llama/sequence.h"
-#include "engine_adapter/llama/test_generation.h"
+#include "engine_adapter/llama_cpu/test_generation.h"
 
 namespace kvstore::engine {
 namespace {
@@ -17,7 +17,9 @@ class BatchOfEachFamily : public testing::TestWithParam<FamilyCase> {};
 INSTANTIATE_TEST_SUITE_P(Families, BatchOfEachFamily,
                          testing::Values(FamilyCase{"Llama", Llama, KvDtype::kBf16},
                                          FamilyCase{"Qwen2", Qwen2, KvDtype::kF32},
-                                         FamilyCase{"Qwen3", Qwen3, KvDtype::kBf16}),
+                                         FamilyCase{"Qwen3", Qwen3, KvDtype::kBf16},
+                                         FamilyCase{"Qwen3Moe", Qwen3Moe, KvDtype::kBf16},
+                                         FamilyCase{"DeepseekV2", DeepseekV2, KvDtype::kBf16}),
                          [](const auto& param) { return std::string(param.param.name); });
 
 // Fourteen requests: more than one product of logits holds, with prompts from one token to several

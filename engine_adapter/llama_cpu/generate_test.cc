@@ -8,9 +8,9 @@
 #include <memory>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
-#include "engine_adapter/llama/test_generation.h"
-#include "engine_adapter/llama/test_reference.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
+#include "engine_adapter/llama_cpu/test_generation.h"
+#include "engine_adapter/llama_cpu/test_reference.h"
 
 namespace kvstore::engine {
 namespace {
@@ -19,7 +19,9 @@ class EachFamily : public testing::TestWithParam<FamilyCase> {};
 INSTANTIATE_TEST_SUITE_P(Families, EachFamily,
                          testing::Values(FamilyCase{"Llama", Llama, KvDtype::kBf16},
                                          FamilyCase{"Qwen2", Qwen2, KvDtype::kF32},
-                                         FamilyCase{"Qwen3", Qwen3, KvDtype::kBf16}),
+                                         FamilyCase{"Qwen3", Qwen3, KvDtype::kBf16},
+                                         FamilyCase{"Qwen3Moe", Qwen3Moe, KvDtype::kBf16},
+                                         FamilyCase{"DeepseekV2", DeepseekV2, KvDtype::kBf16}),
                          [](const auto& param) { return std::string(param.param.name); });
 
 TEST_P(EachFamily, AgreesWithTheTextbookInDouble) {
@@ -136,6 +138,38 @@ TEST_P(EachFamily, BlockTokensAndInstructionSetChangeNoLogit) {
   }
 }
 
+// More rows than are routed to experts at a time, and more than one piece of rows at an expert.
+TEST(ExpertFeedForward, LongPassesGiveTheBitsOfShortOnes) {
+  RandomModel moe = Qwen3Moe();
+  moe.positions = 1024;
+  const LoadedModel model(moe);
+  GenerateRequest request;
+  request.prompt_ids = RandomTokens(700, model.config.vocab_size);
+  const Outcome whole = RunCold(*model.MakeBackend({.pass_tokens_max = 1024}), request);
+  const Outcome parts = RunCold(*model.MakeBackend({.pass_tokens_max = 100}), request);
+  EXPECT_TRUE(SameBits(whole.logits, parts.logits));
+  EXPECT_TRUE(whole.published == parts.published);
+}
+
+// Experts that no row of a pass chooses, and experts that every row chooses.
+TEST(ExpertFeedForward, ManyExpertsForFewRowsAndAllExpertsForEach) {
+  RandomModel many = Qwen3Moe(), all = Qwen3Moe();
+  many.experts.count = 90;
+  all.experts.per_token = all.experts.count;
+  for (const RandomModel& shape : {many, all}) {
+    const LoadedModel model(shape);
+    const auto backend = model.MakeBackend({.kv_dtype = KvDtype::kF32});
+    GenerateRequest request;
+    request.prompt_ids = RandomTokens(20, model.config.vocab_size);
+    request.max_tokens = 1;
+    const Outcome outcome = RunCold(*backend, request);
+    const auto expected = ReferenceModel(model.config, *model.weights).Logits(request.prompt_ids);
+    for (size_t i = 0; i < outcome.logits.size(); ++i) {
+      ASSERT_NEAR(outcome.logits[i], expected.back()[i], 5e-4);
+    }
+  }
+}
+
 class GenerateTest : public testing::Test {
  protected:
   GenerateTest() : model_(Llama()), backend_(model_.MakeBackend({.pass_tokens_max = 32})) {
@@ -248,6 +282,40 @@ TEST(CpuBackend, RefusesBadOptions) {
     EXPECT_EQ(CreateCpuBackend(model.config, *model.weights, options).status().code(),
               absl::StatusCode::kInvalidArgument);
   }
+}
+
+TEST(CpuBackend, RefusesLatentShapesThatTheKernelsDoNotRun) {
+  RandomModel shape = DeepseekV2();
+  shape.latent.kv_rank = 40;
+  const LoadedModel narrow(shape);
+  EXPECT_THAT(CreateCpuBackend(narrow.config, *narrow.weights, {}).status().ToString(),
+              testing::HasSubstr("kv_lora_rank is 40"));
+  shape.latent.kv_rank = 32;
+  shape.latent.rope_dim = 8;
+  const LoadedModel odd(shape);
+  EXPECT_THAT(CreateCpuBackend(odd.config, *odd.weights, {}).status().ToString(),
+              testing::HasSubstr("together 40; the CPU back-end needs a multiple of 16"));
+}
+
+TEST(ForwardFlops, CountsTheExpertsOfARowAndAbsorbedAttention) {
+  ModelConfig config;
+  config.num_layers = 2;
+  config.hidden_size = 8;
+  config.intermediate_size = 16;
+  config.num_heads = 2;
+  config.num_kv_heads = 2;
+  config.head_dim = 6;
+  config.vocab_size = 10;
+  config.latent = {.kv_rank = 16, .nope_dim = 4, .rope_dim = 2, .value_dim = 3};
+  config.experts = {.num_experts = 5,
+                    .per_token = 2,
+                    .intermediate_size = 4,
+                    .shared_intermediate_size = 6,
+                    .first_layer = 1};
+  // Queries, latent vector and key 2*8*(12+18) = 480, absorbed 2*2*16*4 = 256; values made
+  // 2*2*16*3 = 192, o 2*6*8 = 96; a key 2*2*(18+16) = 136. Dense 6*8*16 = 768; experts 6*8*14 =
+  // 672, router 80. lm_head 160.
+  EXPECT_EQ(ForwardFlops(config, 4, 1), 2 * (480 + 256 + 192 + 96 + 136 * 5) + 768 + 752 + 160);
 }
 
 TEST(ForwardFlops, CountsWhatIsComputed) {

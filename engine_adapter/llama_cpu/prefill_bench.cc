@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
 #include "engine_adapter/llama/generate.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 
 namespace kvstore::engine {
 namespace {

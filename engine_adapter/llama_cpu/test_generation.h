@@ -11,10 +11,10 @@
 #include <random>
 #include <vector>
 
-#include "engine_adapter/llama/cpu_backend.h"
 #include "engine_adapter/llama/generate.h"
 #include "engine_adapter/llama/test_model_files.h"
 #include "engine_adapter/llama/test_random_model.h"
+#include "engine_adapter/llama_cpu/cpu_backend.h"
 
 namespace kvstore::engine {
 
@@ -142,6 +142,34 @@ inline RandomModel Qwen2() {
 }
 inline RandomModel Qwen3() {
   return {.family = "qwen3", .heads = 3, .kv_heads = 3, .head_dim = 32, .tied = false};
+}
+
+// Shapes that divide badly: seven experts of which three are chosen, widths beside the vector size.
+inline RandomModel Qwen3Moe() {
+  return {.family = "qwen3_moe",
+          .heads = 4,
+          .kv_heads = 2,
+          .tied = false,
+          .experts = {.count = 7, .per_token = 3, .intermediate = 40, .is_normalized = true}};
+}
+inline RandomModel DeepseekV2() {
+  return {.family = "deepseek_v2",
+          .layers = 3,
+          .heads = 3,
+          .kv_heads = 3,
+          .tied = false,
+          .rope_scaling = {{"type", "yarn"},
+                           {"factor", 4.0},
+                           {"original_max_position_embeddings", 64},
+                           {"mscale", 1.0},
+                           {"mscale_all_dim", 0.707}},
+          .experts = {.count = 5,
+                      .per_token = 2,
+                      .intermediate = 24,
+                      .shared = 2,
+                      .dense_layers = 1,
+                      .scale = 1.5},
+          .latent = {.kv_rank = 32, .nope_dim = 20, .rope_dim = 16, .value_dim = 12}};
 }
 
 struct FamilyCase {
