@@ -60,6 +60,7 @@ class CudaPageMover final : public PageMover {
   CudaPageMover(CudaPageMoverParts parts, std::shared_ptr<client::DeviceSlabs> device_slabs,
                 transfer::CudaStream load_stream, transfer::CudaStream check_stream,
                 transfer::CudaStream save_stream);
+  absl::Status WarmUp();
 
   // Which pages in place were checked in which use of their slots. At most one entry a slot.
   bool IsChecked(const client::PageView& view) const ABSL_LOCKS_EXCLUDED(mutex_);

@@ -107,6 +107,14 @@ absl::StatusOr<Sizes> DeriveSizes(const ServeCommand& command, const Backend& ba
   return sizes;
 }
 
+std::optional<ChatTemplate> ReadChat(const ServeCommand& command) {
+  absl::StatusOr<ChatTemplate> chat = ChatTemplate::Read(command.engine.model_dir);
+  if (chat.ok()) return *std::move(chat);
+  Log(LogLevel::kWarning, "conversations are refused: no chat template",
+      {{"status", chat.status()}});
+  return std::nullopt;
+}
+
 // Everything that serves; members in the order of their needs.
 class Server {
  public:
@@ -150,8 +158,7 @@ class Server {
                                         : command.model_name,
                             .context_tokens = sizes.context_tokens,
                             .default_max_tokens = command.default_max_tokens};
-    service_ = std::make_unique<CompletionService>(model, engine_.tokenizer(),
-                                                   ChatTemplate::Read(command.engine.model_dir),
+    service_ = std::make_unique<CompletionService>(model, engine_.tokenizer(), ReadChat(command),
                                                    *scheduler_, metrics_);
     RETURN_IF_ERROR(Listen(command, api_key));
     Log(LogLevel::kInfo, "serving",

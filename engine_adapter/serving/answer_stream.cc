@@ -11,7 +11,7 @@ bool AnswerStream::OnToken(uint32_t token) {
     news_.text += text;
     news_.token_ids.push_back(token);
   }
-  on_news_();
+  if (notify_ == Notify::kEachToken) on_news_();
   return !text_.is_stopped();
 }
 
@@ -28,16 +28,6 @@ void AnswerStream::OnEnd(const AnswerEnd& end) {
 AnswerStream::News AnswerStream::Take() {
   absl::MutexLock lock(&mutex_);
   return std::exchange(news_, {});
-}
-
-bool AnswerStream::HasNews() const {
-  absl::MutexLock lock(&mutex_);
-  return !news_.is_empty();
-}
-
-bool AnswerStream::HasEnded() const {
-  absl::MutexLock lock(&mutex_);
-  return news_.end.has_value();
 }
 
 }  // namespace kvstore::engine

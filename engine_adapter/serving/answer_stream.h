@@ -3,7 +3,7 @@
 //
 // Bounded by what the request may generate: max_tokens tokens and their text.
 // Threads: OnToken and OnEnd on the engine's thread, Take on any other; `on_news` is called on the
-// engine's, without a lock, whenever there is something to take.
+// engine's, without a lock.
 #pragma once
 
 #include <functional>
@@ -19,6 +19,9 @@
 
 namespace kvstore::engine {
 
+// When whoever serves the client is told that there is something to take.
+enum class Notify : uint8_t { kEachToken, kAtEnd };
+
 class AnswerStream final : public TokenSink {
  public:
   // What came since the last Take().
@@ -31,18 +34,17 @@ class AnswerStream final : public TokenSink {
   };
 
   // `tokenizer` outlives it.
-  AnswerStream(const Tokenizer& tokenizer, std::vector<std::string> stops,
+  AnswerStream(const Tokenizer& tokenizer, std::vector<std::string> stops, Notify notify,
                std::function<void()> on_news)
-      : on_news_(std::move(on_news)), text_(tokenizer, std::move(stops)) {}
+      : notify_(notify), on_news_(std::move(on_news)), text_(tokenizer, std::move(stops)) {}
 
   bool OnToken(uint32_t token) override;
   void OnEnd(const AnswerEnd& end) override;
 
   News Take() ABSL_LOCKS_EXCLUDED(mutex_);
-  bool HasNews() const ABSL_LOCKS_EXCLUDED(mutex_);
-  bool HasEnded() const ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  const Notify notify_;
   const std::function<void()> on_news_;
   AnswerText text_;  // the engine's thread
   mutable absl::Mutex mutex_;

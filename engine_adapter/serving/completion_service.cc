@@ -47,7 +47,7 @@ std::string StatusParameter(const absl::Status& status) {
 }
 
 CompletionService::CompletionService(ServedModel model, const Tokenizer& tokenizer,
-                                     absl::StatusOr<ChatTemplate> chat, Scheduler& scheduler,
+                                     std::optional<ChatTemplate> chat, Scheduler& scheduler,
                                      ServingMetrics& metrics)
     : model_(std::move(model)),
       tokenizer_(tokenizer),
@@ -61,7 +61,10 @@ absl::StatusOr<std::vector<uint32_t>> CompletionService::Tokenize(
   if (const auto* text = std::get_if<std::string>(&request.prompt)) {
     return tokenizer_.Encode(*text, AddSpecialTokens::kYes);
   }
-  RETURN_IF_ERROR(chat_.status());
+  if (!chat_.has_value()) {
+    return absl::InvalidArgumentError(
+        "this model has no chat template that the server knows; give a rendered prompt instead");
+  }
   ASSIGN_OR_RETURN(const std::string text,
                    chat_->Render(std::get<Conversation>(request.prompt).messages));
   return tokenizer_.Encode(text, AddSpecialTokens::kNo);
@@ -91,11 +94,12 @@ absl::StatusOr<GenerateRequest> CompletionService::Prepare(const CompletionReque
 }
 
 absl::StatusOr<std::shared_ptr<AnswerStream>> CompletionService::Start(
-    const CompletionRequest& request, std::function<void()> on_news) {
+    const CompletionRequest& request, Notify notify, std::function<void()> on_news) {
   const Timeline::Time arrival = Timeline::Now();
   absl::StatusOr<GenerateRequest> prepared = Prepare(request);
   absl::Status status = prepared.status();
-  auto answer = std::make_shared<AnswerStream>(tokenizer_, request.stops, std::move(on_news));
+  auto answer =
+      std::make_shared<AnswerStream>(tokenizer_, request.stops, notify, std::move(on_news));
   if (status.ok()) {
     prepared->arrival = arrival;
     status = scheduler_.Submit(*std::move(prepared), answer);

@@ -48,19 +48,18 @@ struct ServedModel {
 
 class CompletionService {
  public:
-  // What is referred to outlives it. `chat`: its error is that of every conversation.
-  CompletionService(ServedModel model, const Tokenizer& tokenizer,
-                    absl::StatusOr<ChatTemplate> chat, Scheduler& scheduler,
-                    ServingMetrics& metrics);
+  // What is referred to outlives it. Without `chat` conversations are refused.
+  CompletionService(ServedModel model, const Tokenizer& tokenizer, std::optional<ChatTemplate> chat,
+                    Scheduler& scheduler, ServingMetrics& metrics);
 
   const ServedModel& model() const { return model_; }
 
-  // Tokenizes (some milliseconds for a long prompt) and queues. `on_news`: see AnswerStream; called on the
+  // Tokenizes (some milliseconds for a long prompt) and queues. `notify`, `on_news`: see AnswerStream; called on the
   // engine's thread.
   // Errors, those of a bad request with the parameter in StatusParameter(): InvalidArgument;
   // ResourceExhausted, too many requests wait; Unavailable, the server is ending.
   absl::StatusOr<std::shared_ptr<AnswerStream>> Start(const CompletionRequest& request,
-                                                      std::function<void()> on_news);
+                                                      Notify notify, std::function<void()> on_news);
   void Cancel(AnswerStream& answer) { scheduler_.Cancel(answer); }
 
  private:
@@ -69,7 +68,7 @@ class CompletionService {
 
   const ServedModel model_;
   const Tokenizer& tokenizer_;
-  const absl::StatusOr<ChatTemplate> chat_;
+  const std::optional<ChatTemplate> chat_;
   Scheduler& scheduler_;
   ServingMetrics& metrics_;
 };

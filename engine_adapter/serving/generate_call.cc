@@ -103,8 +103,8 @@ GenerateCall* GenerateCall::Refuse(CompletionService& service, const absl::Statu
 
 // Holds itself by the answer's callback; OnDone() lets the answer go.
 void GenerateCall::Submit(const CompletionRequest& request) {
-  absl::StatusOr<std::shared_ptr<AnswerStream>> answer =
-      service_.Start(request, [self = shared_from_this()] { self->SendNews(); });
+  absl::StatusOr<std::shared_ptr<AnswerStream>> answer = service_.Start(
+      request, Notify::kEachToken, [self = shared_from_this()] { self->SendNews(); });
   if (!answer.ok()) return FinishOnce(answer.status());
   bool was_cancelled = false;
   {

@@ -47,8 +47,9 @@ void OpenAiCall::Submit(const std::string& body) {
     is_stream_ = request.is_stream;
     wants_usage_ = request.wants_usage;
     // The exchange, not the call: the answer is ours, and would keep us.
-    ASSIGN_OR_RETURN(
-        answer_, service_.Start(request.completion, [exchange = exchange_] { exchange->Poke(); }));
+    ASSIGN_OR_RETURN(answer_, service_.Start(request.completion,
+                                             is_stream_ ? Notify::kEachToken : Notify::kAtEnd,
+                                             [exchange = exchange_] { exchange->Poke(); }));
     return absl::OkStatus();
   }();
   is_submitted_ = true;
