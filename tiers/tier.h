@@ -124,6 +124,15 @@ class Tier {
   virtual void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
                     Done done) = 0;
 
+  // As Read(), and says on the way, where that pays, how many leading slices of `dst` are there and
+  // checked: `on_slices` with a rising count, all of them last or not at all, on the core executor
+  // and before `done`. Reads that began together advance together, slice by slice.
+  using OnSlices = std::function<void(uint32_t ready_slices)>;
+  virtual void ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion dst,
+                            absl::Time deadline, OnSlices /*on_slices*/, Done done) {
+    Read(page, expect, dst, deadline, std::move(done));
+  }
+
   // The page's bytes are complete and are what `identity` says: its client said so, or a move into
   // its Address() ended. Memory that outlives the process notes it; others ignore it.
   virtual void NotePublished(PageId, const PageIdentity& /*identity*/) {}

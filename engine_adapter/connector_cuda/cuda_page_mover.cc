@@ -6,6 +6,7 @@
 #include "engine_adapter/connector_cuda/cuda_load.h"
 #include "kvstore/base/status_macros.h"
 #include "kvstore/client/cuda_slabs.h"
+#include "transfer/cuda/device_memory.h"
 
 namespace kvstore::engine {
 namespace {
@@ -25,8 +26,25 @@ absl::StatusOr<std::unique_ptr<CudaPageMover>> CudaPageMover::Create(CudaPageMov
                    CudaStream::Create(parts.context, CudaStream::Priority::kUrgent));
   ASSIGN_OR_RETURN(CudaStream save,
                    CudaStream::Create(parts.context, CudaStream::Priority::kBackground));
-  return std::unique_ptr<CudaPageMover>(new CudaPageMover(
+  std::unique_ptr<CudaPageMover> mover(new CudaPageMover(
       std::move(parts), std::move(slabs), std::move(load), std::move(check), std::move(save)));
+  RETURN_IF_ERROR(mover->WarmUp());
+  return mover;
+}
+
+// One checksum: the driver loads a kernel when it is first launched, and waits for all copies in
+// flight then; the first load would pay for that.
+absl::Status CudaPageMover::WarmUp() {
+  const auto slice_bytes = static_cast<uint32_t>(parts_.layout.slice_bytes());
+  const uint64_t granularity = parts_.context->granularity();
+  ASSIGN_OR_RETURN(const std::unique_ptr<transfer::DeviceMemory> slice,
+                   transfer::DeviceMemory::Create(parts_.context, (slice_bytes + granularity - 1) /
+                                                                      granularity * granularity));
+  ASSIGN_OR_RETURN(const std::unique_ptr<ChecksumBatch> checksum,
+                   parts_.make_checksums(1, slice_bytes));
+  checksum->Set(0, slice->data(), 0);
+  RETURN_IF_ERROR(checksum->Launch(0, 1, 1, check_stream_.get()));
+  return check_stream_.Synchronize();
 }
 
 CudaPageMover::CudaPageMover(CudaPageMoverParts parts,

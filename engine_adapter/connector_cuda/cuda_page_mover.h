@@ -60,6 +60,7 @@ class CudaPageMover final : public PageMover {
   CudaPageMover(CudaPageMoverParts parts, std::shared_ptr<client::DeviceSlabs> device_slabs,
                 transfer::CudaStream load_stream, transfer::CudaStream check_stream,
                 transfer::CudaStream save_stream);
+  absl::Status WarmUp();
 
   // Which pages in place were checked in which use of their slots. At most one entry a slot.
   bool IsChecked(const client::PageView& view) const ABSL_LOCKS_EXCLUDED(mutex_);
@@ -67,9 +68,8 @@ class CudaPageMover final : public PageMover {
 
   const CudaPageMoverParts parts_;
   const std::shared_ptr<client::DeviceSlabs> device_slabs_;  // shared with clients
-  transfer::CudaStream load_stream_, check_stream_;          // of the sequence's thread
-  absl::Mutex save_mutex_;                                   // one of the savers at a time
-  transfer::CudaStream save_stream_ ABSL_GUARDED_BY(save_mutex_);
+  const transfer::CudaStream load_stream_, check_stream_, save_stream_;
+  absl::Mutex save_mutex_;  // one of the savers at a time: one waits for its own copies
 
   struct Checked {
     uint64_t generation = 0;

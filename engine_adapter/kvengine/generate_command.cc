@@ -106,12 +106,15 @@ absl::StatusOr<Answer> RunRequest(const Engine& engine, const GenerateCommand& c
   Timeline timeline;
   Watcher watcher(command, engine.tokenizer(), command.timeline_file.empty() ? nullptr : &timeline);
   RETURN_IF_ERROR(watcher.Open());
+  const Timeline::Time asked = Timeline::Now();
   GenerateRequest request{.prompt_ids = {},
                           .max_tokens = command.max_tokens,
                           .sampling = command.sampling,
-                          .seed = command.seed,
-                          .arrival = Timeline::Now()};
+                          .seed = command.seed};
   ASSIGN_OR_RETURN(request.prompt_ids, MakePrompt(command, engine.tokenizer()));
+  // Tokenizing is part of the answer's time; parsing a file of ids is not.
+  const bool has_text = command.prompt.has_value() || command.prompt_file.has_value();
+  request.arrival = has_text ? asked : Timeline::Now();
   Answer answer;
   ASSIGN_OR_RETURN(answer.result, Generate(engine.backend(), *cache, request, watcher.Observer()));
   RETURN_IF_ERROR(watcher.Close());

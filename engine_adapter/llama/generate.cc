@@ -48,9 +48,10 @@ class Generation {
   }
 
   Timeline::Time ChooseToken() {
-    if (observer_.on_logits) observer_.on_logits(sequence_.logits());
     const uint32_t token = sequence_.ChooseToken();
-    const Timeline::Time chosen = Timeline::Now();
+    const Timeline::Time chosen =
+        Timeline::Now();  // what the observer does is not the engine's time
+    if (observer_.on_logits) observer_.on_logits(sequence_.logits());
     if (observer_.on_token) observer_.on_token(token);
     return chosen;
   }

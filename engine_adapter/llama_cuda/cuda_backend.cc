@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "engine_adapter/llama/rope_table.h"
 #include "engine_adapter/llama_cuda/cuda_pages.h"
 #include "engine_adapter/llama_cuda/cuda_weights.h"
+#include "engine_adapter/llama_cuda/cuda_work_space.h"
 #include "engine_adapter/llama_cuda/device_memory.h"
 #include "engine_adapter/llama_cuda/gemm_plans.h"
 #include "engine_adapter/llama_cuda/loaded_cublas_lt.h"
@@ -31,9 +31,7 @@ namespace kernels = kvstore::kernels::cuda;
 using Bf16 = __nv_bfloat16;
 
 constexpr int64_t kRowMultiple = GemmPlans::kRowMultiple;
-constexpr int64_t kLogitRows = 16;  // of the last product; one of them is wanted
 constexpr uint64_t kAddressBytes = uint64_t{256} << 30;  // the most that KvPool describes
-constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
 int64_t RoundUp(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -64,11 +62,10 @@ class DenseCudaBackend final : public CudaBackend {
 
  private:
   absl::Status OpenDevice();
-  absl::Status MakeRopeTable();
   absl::Status MakePages(int64_t pool_tokens);
-  absl::Status AllocateWorkSpace();
   absl::Status AllocatePassMemory();
   absl::Status MakePlans();
+  absl::Status WarmUp();
   absl::Status Enqueue(const ForwardPass& pass, int64_t keys_max);
   absl::Status RunLayer(const ForwardPass& pass, int64_t layer, int64_t keys_max, bool is_last);
   absl::Status Norm(const Bf16* weight, int64_t row, int64_t rows);
@@ -97,18 +94,8 @@ class DenseCudaBackend final : public CudaBackend {
   GemmPlans::Library library_;
   GemmPlans qkv_plans_, o_plans_, gate_up_plans_, down_plans_, logits_plans_;
 
-  // Activations, each with room for kRowMultiple rows behind the last.
-  DeviceMemory work_space_;
-  Bf16* x_ = nullptr;          // [rows, H] residual stream
-  Bf16* normed_ = nullptr;     // [rows, H]
-  Bf16* qkv_ = nullptr;        // [rows, Q + 2 KV]
-  Bf16* attended_ = nullptr;   // [rows, Q]
-  Bf16* gate_up_ = nullptr;    // [rows, 2 I]
-  Bf16* activated_ = nullptr;  // [rows, I]
-  float* logits_ = nullptr;    // [kLogitRows, vocab]
-  DeviceMemory rope_memory_;   // float2 [max_positions, head_dim / 2]
+  CudaWorkSpace work_;  // with room for kRowMultiple rows behind the last
   DeviceMemory attention_memory_;
-  DeviceMemory gemm_memory_;
 
   PassInputs inputs_;
   PinnedMemory host_logits_memory_;
@@ -144,61 +131,35 @@ absl::Status DenseCudaBackend::Initialize(const ModelWeights& weights, int64_t p
   RETURN_IF_ERROR(OpenDevice());
   ASSIGN_OR_RETURN(lt_, LoadedCublasLt::Load());
   ASSIGN_OR_RETURN(weights_, CudaWeights::Upload(weights, stream_));
-  RETURN_IF_ERROR(MakeRopeTable());
-  RETURN_IF_ERROR(AllocateWorkSpace());
+  ASSIGN_OR_RETURN(work_, CudaWorkSpace::Create(config_, rows_max_ + kRowMultiple, stream_));
   RETURN_IF_ERROR(MakePages(pool_tokens));
   RETURN_IF_ERROR(AllocatePassMemory());
-  return MakePlans();
+  RETURN_IF_ERROR(MakePlans());
+  return WarmUp();
 }
 
-absl::Status DenseCudaBackend::MakeRopeTable() {
-  const RopeTable rope(config_);
-  const auto half = static_cast<size_t>(rope.half());
-  ASSIGN_OR_RETURN(rope_memory_, DeviceMemory::Allocate(static_cast<size_t>(config_.max_positions) *
-                                                        half * sizeof(float2)));
-  ASSIGN_OR_RETURN(const DeviceMemory frequencies, DeviceMemory::Allocate(half * sizeof(float)));
-  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(frequencies.data(), rope.inverse_frequencies().data(),
-                                          half * sizeof(float), cudaMemcpyHostToDevice, stream_),
-                          "rotary frequencies");
-  RETURN_IF_RUNTIME_ERROR(
-      kernels::LaunchRopeTable({.inverse_frequencies = frequencies.data<float>(),
-                                .table = rope_memory_.data<float2>(),
-                                .positions = config_.max_positions,
-                                .half = rope.half()},
-                               stream_),
-      "rotary table");
-  RETURN_IF_RUNTIME_ERROR(cudaStreamSynchronize(stream_), "rotary table");
-  return absl::OkStatus();
-}
-
-absl::Status DenseCudaBackend::AllocateWorkSpace() {
-  const int64_t rows = rows_max_ + kRowMultiple;
-  struct Part {
-    Bf16** data;
-    int64_t columns;
-  };
-  const Part parts[] = {{&x_, config_.hidden_size},
-                        {&normed_, config_.hidden_size},
-                        {&qkv_, qkv_width()},
-                        {&attended_, config_.query_size()},
-                        {&gate_up_, 2 * config_.intermediate_size},
-                        {&activated_, config_.intermediate_size}};
-  int64_t elements = 0;
-  for (const Part& part : parts) elements += RoundUp(rows * part.columns, 128);
-  const int64_t logits_bytes = kLogitRows * config_.vocab_size * 4;
-  ASSIGN_OR_RETURN(work_space_,
-                   DeviceMemory::Allocate(static_cast<size_t>(elements * 2 + logits_bytes)));
-  // Rows that pad a product hold what they hold; not NaN at the start, for the sake of debuggers.
-  RETURN_IF_RUNTIME_ERROR(cudaMemsetAsync(work_space_.data(), 0, work_space_.size(), stream_),
-                          "work space");
-  Bf16* next = work_space_.data<Bf16>();
-  for (const Part& part : parts) {
-    *part.data = next;
-    next += RoundUp(rows * part.columns, 128);
+// A prefill and a step of decode: the driver loads kernels when they are first launched, and waits
+// for all copies in flight then; the first request would pay for that.
+absl::Status DenseCudaBackend::WarmUp() {
+  constexpr int64_t kTokens = 64;
+  if (config_.max_positions <= kTokens) return absl::OkStatus();
+  std::vector<PageMemory::Page> pages;
+  std::vector<std::byte*> addresses;
+  for (int64_t block = 0; block < layout_.BlocksOf(kTokens + 1); ++block) {
+    ASSIGN_OR_RETURN(PageMemory::Page page, pages_->Allocate(PageMemory::Fill::kNone));
+    addresses.push_back(page.get());
+    pages.push_back(std::move(page));
   }
-  logits_ = reinterpret_cast<float*>(next);
-  ASSIGN_OR_RETURN(gemm_memory_, DeviceMemory::Allocate(kWorkspaceBytes));
-  return absl::OkStatus();
+  const std::vector<uint32_t> tokens(kTokens, 0);
+  std::vector<float> logits(static_cast<size_t>(config_.vocab_size));
+  ForwardPass pass{.token_ids = tokens,
+                   .read_pages = addresses.data(),
+                   .write_pages = addresses.data(),
+                   .logits = logits};
+  RETURN_IF_ERROR(Forward(pass));
+  pass.token_ids = pass.token_ids.first(1);
+  pass.first_position = kTokens;
+  return Forward(pass);
 }
 
 absl::Status DenseCudaBackend::MakePages(int64_t pool_tokens) {
@@ -240,8 +201,8 @@ absl::Status DenseCudaBackend::AllocatePassMemory() {
 
 absl::Status DenseCudaBackend::MakePlans() {
   library_ = {.lt = &lt_,
-              .workspace = gemm_memory_.data(),
-              .workspace_bytes = gemm_memory_.size(),
+              .workspace = work_.gemm.data(),
+              .workspace_bytes = work_.gemm.size(),
               .stream = stream_};
   const cublasStatus_t created = lt_.Create(&library_.handle);
   if (created != CUBLAS_STATUS_SUCCESS) {
@@ -259,25 +220,26 @@ absl::Status DenseCudaBackend::MakePlans() {
   using Output = GemmShape::Output;
   ASSIGN_OR_RETURN(
       qkv_plans_,
-      GemmPlans::Create(library_, {.n = qkv_width(), .k = hidden, .has_bias = config_.has_qkv_bias},
-                        rows_max_,
-                        {.x = normed_, .bias = weights_.layers()[0].qkv_bias, .out = qkv_}, qkv));
+      GemmPlans::Create(
+          library_, {.n = qkv_width(), .k = hidden, .has_bias = config_.has_qkv_bias}, rows_max_,
+          {.x = work_.normed, .bias = weights_.layers()[0].qkv_bias, .out = work_.qkv}, qkv));
   ASSIGN_OR_RETURN(
       o_plans_,
       GemmPlans::Create(library_,
                         {.n = hidden, .k = config_.query_size(), .output = Output::kBf16AddedTo},
-                        rows_max_, {.x = attended_, .out = x_}, o));
+                        rows_max_, {.x = work_.attended, .out = work_.x}, o));
   ASSIGN_OR_RETURN(gate_up_plans_,
                    GemmPlans::Create(library_, {.n = 2 * inner, .k = hidden}, rows_max_,
-                                     {.x = normed_, .out = gate_up_}, gate_up));
+                                     {.x = work_.normed, .out = work_.gate_up}, gate_up));
   ASSIGN_OR_RETURN(
       down_plans_,
       GemmPlans::Create(library_, {.n = hidden, .k = inner, .output = Output::kBf16AddedTo},
-                        rows_max_, {.x = activated_, .out = x_}, down));
+                        rows_max_, {.x = work_.activated, .out = work_.x}, down));
   ASSIGN_OR_RETURN(
       logits_plans_,
       GemmPlans::Create(library_, {.n = config_.vocab_size, .k = hidden, .output = Output::kFloat},
-                        kLogitRows, {.x = normed_, .out = logits_}, {weights_.lm_head()}));
+                        CudaWorkSpace::kLogitRows, {.x = work_.normed, .out = work_.logits},
+                        {weights_.lm_head()}));
   uint64_t id = 0;
   for (const GemmPlans* plans :
        {&qkv_plans_, &o_plans_, &gate_up_plans_, &down_plans_, &logits_plans_}) {
@@ -291,9 +253,9 @@ absl::Status DenseCudaBackend::MakePlans() {
 
 absl::Status DenseCudaBackend::Norm(const Bf16* weight, int64_t row, int64_t rows) {
   const int64_t hidden = config_.hidden_size;
-  return RuntimeStatus(kernels::LaunchNorm({.x = x_ + row * hidden,
+  return RuntimeStatus(kernels::LaunchNorm({.x = work_.x + row * hidden,
                                             .weight = weight,
-                                            .out = normed_ + row * hidden,
+                                            .out = work_.normed + row * hidden,
                                             .rows = rows,
                                             .n = hidden,
                                             .epsilon = static_cast<float>(config_.rms_norm_eps)},
@@ -304,13 +266,13 @@ absl::Status DenseCudaBackend::Norm(const Bf16* weight, int64_t row, int64_t row
 absl::Status DenseCudaBackend::RotateAndStore(const CudaLayerWeights& weights, int64_t layer,
                                               int64_t rows) {
   return RuntimeStatus(
-      kernels::LaunchRopeAndStore({.qkv = qkv_,
+      kernels::LaunchRopeAndStore({.qkv = work_.qkv,
                                    .rows = rows,
                                    .num_tokens = static_cast<int32_t>(rows),
                                    .heads = static_cast<int32_t>(config_.num_heads),
                                    .kv_heads = static_cast<int32_t>(config_.num_kv_heads),
                                    .head_dim = static_cast<int32_t>(config_.head_dim),
-                                   .table = rope_memory_.data<float2>(),
+                                   .table = work_.rope,
                                    .positions = inputs_.device().positions,
                                    .q_norm = weights.q_norm,
                                    .k_norm = weights.k_norm,
@@ -328,9 +290,9 @@ absl::Status DenseCudaBackend::RotateAndStore(const CudaLayerWeights& weights, i
 absl::Status DenseCudaBackend::Attend(int64_t layer, int64_t row, int64_t rows, int64_t keys_max) {
   return RuntimeStatus(
       kernels::LaunchAttention(
-          {.q = qkv_ + row * qkv_width(),
+          {.q = work_.qkv + row * qkv_width(),
            .q_stride = qkv_width(),
-           .out = attended_ + row * config_.query_size(),
+           .out = work_.attended + row * config_.query_size(),
            .out_stride = config_.query_size(),
            .pages = inputs_.device().read_pages,
            .pages_stride = inputs_.blocks_max(),
@@ -353,13 +315,14 @@ absl::Status DenseCudaBackend::FeedForward(const CudaLayerWeights& weights, int6
                                            int64_t rows) {
   const int64_t hidden = config_.hidden_size, inner = config_.intermediate_size;
   RETURN_IF_ERROR(gate_up_plans_.Run(
-      rows, {.x = normed_ + row * hidden, .w = weights.gate_up, .out = gate_up_}, stream_));
+      rows, {.x = work_.normed + row * hidden, .w = weights.gate_up, .out = work_.gate_up},
+      stream_));
   RETURN_IF_RUNTIME_ERROR(
-      kernels::LaunchSwiglu({.gate_up = gate_up_, .out = activated_, .rows = rows, .n = inner},
-                            stream_),
+      kernels::LaunchSwiglu(
+          {.gate_up = work_.gate_up, .out = work_.activated, .rows = rows, .n = inner}, stream_),
       "activation");
-  return down_plans_.Run(rows, {.x = activated_, .w = weights.down, .out = x_ + row * hidden},
-                         stream_);
+  return down_plans_.Run(
+      rows, {.x = work_.activated, .w = weights.down, .out = work_.x + row * hidden}, stream_);
 }
 
 // The last layer computes its output only for the last row, since nothing else reads it.
@@ -369,7 +332,8 @@ absl::Status DenseCudaBackend::RunLayer(const ForwardPass& pass, int64_t layer, 
   const auto rows = static_cast<int64_t>(pass.token_ids.size());
   RETURN_IF_ERROR(Norm(weights.input_norm, 0, rows));
   RETURN_IF_ERROR(qkv_plans_.Run(
-      rows, {.x = normed_, .w = weights.qkv, .bias = weights.qkv_bias, .out = qkv_}, stream_));
+      rows, {.x = work_.normed, .w = weights.qkv, .bias = weights.qkv_bias, .out = work_.qkv},
+      stream_));
   RETURN_IF_ERROR(RotateAndStore(weights, layer, rows));
   if (pass.layer_gate && !pass.layer_gate(layer)) {
     return absl::AbortedError(absl::StrCat("the pass was ended before layer ", layer));
@@ -378,9 +342,9 @@ absl::Status DenseCudaBackend::RunLayer(const ForwardPass& pass, int64_t layer, 
   const int64_t row = is_last ? rows - 1 : 0, rows_out = rows - row;
   RETURN_IF_ERROR(Attend(layer, row, rows_out, keys_max));
   RETURN_IF_ERROR(o_plans_.Run(rows_out,
-                               {.x = attended_ + row * config_.query_size(),
+                               {.x = work_.attended + row * config_.query_size(),
                                 .w = weights.o,
-                                .out = x_ + row * config_.hidden_size},
+                                .out = work_.x + row * config_.hidden_size},
                                stream_));
   RETURN_IF_ERROR(Norm(weights.post_attention_norm, row, rows_out));
   return FeedForward(weights, row, rows_out);
@@ -391,7 +355,7 @@ absl::Status DenseCudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max
   const int64_t hidden = config_.hidden_size;
   RETURN_IF_RUNTIME_ERROR(kernels::LaunchEmbed({.table = weights_.embedding(),
                                                 .tokens = inputs_.device().tokens,
-                                                .out = x_,
+                                                .out = work_.x,
                                                 .rows = rows,
                                                 .n = hidden},
                                                stream_),
@@ -402,8 +366,9 @@ absl::Status DenseCudaBackend::Enqueue(const ForwardPass& pass, int64_t keys_max
   if (pass.logits.empty()) return absl::OkStatus();
   RETURN_IF_ERROR(Norm(weights_.final_norm(), rows - 1, 1));
   RETURN_IF_ERROR(logits_plans_.Run(
-      1, {.x = normed_ + (rows - 1) * hidden, .w = weights_.lm_head(), .out = logits_}, stream_));
-  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(host_logits_memory_.data(), logits_,
+      1, {.x = work_.normed + (rows - 1) * hidden, .w = weights_.lm_head(), .out = work_.logits},
+      stream_));
+  RETURN_IF_RUNTIME_ERROR(cudaMemcpyAsync(host_logits_memory_.data(), work_.logits,
                                           static_cast<size_t>(config_.vocab_size) * sizeof(float),
                                           cudaMemcpyDeviceToHost, stream_),
                           "logits");

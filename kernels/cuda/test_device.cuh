@@ -15,7 +15,7 @@ namespace kvstore::kernels::cuda {
 using Bf16 = __nv_bfloat16;
 
 // Values of about normal distribution, a function of seed and index alone.
-__global__ void FillRandomKernel(Bf16* to, int64_t count, uint32_t seed, float deviation) {
+static __global__ void FillRandomKernel(Bf16* to, int64_t count, uint32_t seed, float deviation) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   uint64_t z = (static_cast<uint64_t>(seed) << 40) + static_cast<uint64_t>(i);

@@ -6,7 +6,7 @@
 
 namespace kvstore::client {
 
-void AcquireStream::Start(std::shared_ptr<Lease::State> lease, HottestTier hottest,
+void AcquireStream::Start(std::shared_ptr<Lease::State> lease, AcquireOptions options,
                           absl::Duration timeout, Watch watch, Done done) {
   Connection& connection = *lease->connection;
   auto* stream = new AcquireStream(lease);
@@ -15,7 +15,8 @@ void AcquireStream::Start(std::shared_ptr<Lease::State> lease, HottestTier hotte
   request.mutable_namespace_()->set_fingerprint(lease->fingerprint.bytes.data(),
                                                 lease->fingerprint.bytes.size());
   request.set_hashes(lease->hashes.data(), lease->hashes.size() * sizeof(BlockHash));
-  request.set_can_read_gpu(hottest == HottestTier::kGpu);
+  request.set_can_read_gpu(options.hottest == HottestTier::kGpu);
+  request.set_by_slices(options.readiness == Readiness::kBySlice);
   connection.Prepare(&stream->context_, lease->session.get(),
                      std::max(timeout, connection.options().bulk_deadline));
   if (!connection.BeginCall(&stream->context_)) {

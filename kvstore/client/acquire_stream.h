@@ -24,7 +24,7 @@ class AcquireStream final : public grpc::ClientReadReactor<v1::AcquireResponse> 
   // Lease::State::GiveUp(). An alarm costs as much as a small call.
   enum class Watch { kAlarm, kCaller };
   // `timeout` is for the first message; readiness may take the client's bulk deadline.
-  static void Start(std::shared_ptr<Lease::State> lease, HottestTier hottest,
+  static void Start(std::shared_ptr<Lease::State> lease, AcquireOptions options,
                     absl::Duration timeout, Watch watch, Done done);
 
   void OnReadDone(bool ok) override;

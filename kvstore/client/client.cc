@@ -180,15 +180,15 @@ absl::StatusOr<Match> Client::MatchPrefix(const Namespace& ns, std::span<const B
   return ReadMatch(response, hashes.size());
 }
 
-void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest,
-                          absl::Time deadline,
+void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes,
+                          AcquireOptions options, absl::Time deadline,
                           absl::AnyInvocable<void(absl::StatusOr<Lease>)> done) {
   const absl::Duration timeout = TimeLeft(deadline, state_->connection->options().deadline);
   absl::StatusOr<std::shared_ptr<Lease::State>> lease =
       NewLease(state_->connection, ns, std::move(hashes), timeout);
   if (!lease.ok()) return done(lease.status());
   AcquireStream::Start(
-      *std::move(lease), hottest, TimeLeft(deadline, timeout), AcquireStream::Watch::kAlarm,
+      *std::move(lease), options, TimeLeft(deadline, timeout), AcquireStream::Watch::kAlarm,
       [done = std::move(done)](absl::StatusOr<std::shared_ptr<Lease::State>> made) mutable {
         if (!made.ok()) return done(made.status());
         done(Lease(*std::move(made)));
@@ -196,16 +196,16 @@ void Client::AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, Ho
 }
 
 absl::StatusOr<Lease> Client::Acquire(const Namespace& ns, std::span<const BlockHash> hashes,
-                                      HottestTier hottest, absl::Time deadline) {
+                                      AcquireOptions options, absl::Time deadline) {
   const absl::Duration timeout = TimeLeft(deadline, state_->connection->options().deadline);
   ASSIGN_OR_RETURN(std::shared_ptr<Lease::State> lease,
                    NewLease(state_->connection, ns,
                             std::vector<BlockHash>(hashes.begin(), hashes.end()), timeout));
   absl::Duration left = TimeLeft(deadline, timeout);
   // The short way, for what can be read where it is; a stream tells of what has to come up first.
-  ASSIGN_OR_RETURN(
-      std::optional<AcquireReply> reply,
-      lease->session->Acquire(ns.fingerprint, hottest == HottestTier::kGpu, lease->hashes, left));
+  ASSIGN_OR_RETURN(std::optional<AcquireReply> reply,
+                   lease->session->Acquire(ns.fingerprint, options.hottest == HottestTier::kGpu,
+                                           lease->hashes, left));
   if (reply.has_value()) {
     RETURN_IF_ERROR(lease->OnReply(*std::move(reply)));
     return Lease(std::move(lease));
@@ -213,7 +213,7 @@ absl::StatusOr<Lease> Client::Acquire(const Namespace& ns, std::span<const Block
   absl::Notification notified;
   absl::Status status;
   left = TimeLeft(deadline, timeout);
-  AcquireStream::Start(lease, hottest, left, AcquireStream::Watch::kCaller,
+  AcquireStream::Start(lease, options, left, AcquireStream::Watch::kCaller,
                        [&](absl::StatusOr<std::shared_ptr<Lease::State>> made) {
                          status = made.status();
                          notified.Notify();

@@ -90,6 +90,19 @@ struct PageView {
 // pool.
 enum class HottestTier : uint8_t { kDram, kGpu };
 
+// What a lease tells of pages that are on their way up: when they are whole, or of each slice. By
+// slices, large pages of one Acquire come up together, their first slices first, so that an engine
+// can begin with its first layer; the last of them is there no earlier, a single one a little later.
+enum class Readiness : uint8_t { kByBlock, kBySlice };
+
+struct AcquireOptions {
+  // Not explicit: mostly the tier is all that there is to say.
+  AcquireOptions(HottestTier hottest_tier, Readiness told = Readiness::kByBlock)
+      : hottest(hottest_tier), readiness(told) {}
+  HottestTier hottest;
+  Readiness readiness;
+};
+
 class Client;
 
 // A leased prefix. Movable; Release() or destruction ends the lease. Thread-safe for reading; the
@@ -107,12 +120,17 @@ class Lease {
   // Waits until `block` can be read. Errors: DataLoss / Unavailable, the block was lost: use the
   // prefix before it; DeadlineExceeded.
   absl::StatusOr<PageView> WaitReady(uint32_t block, absl::Time deadline);
+  // Waits until the leading slices of `block` up to `slice` can be read, which may be before the
+  // whole page is there (Readiness::kBySlice): read no others of what is returned. As long as the
+  // page is not whole it may still be lost: IsCurrent() is false then, CopySlice() says Aborted.
+  // Errors: as WaitReady; InvalidArgument, no such slice.
+  absl::StatusOr<PageView> WaitSlice(uint32_t block, uint32_t slice, absl::Time deadline);
   // Copies the page of `block` into `page` (spec.shape.page_bytes() bytes) and checks its bytes
   // and, afterwards, that the slot still was ours. On an error `page` holds garbage: treat the
   // block as a miss; it has been reported to the daemon. Errors: as WaitReady; DataLoss, bytes
   // differ; Aborted, the lease was lost before the copy ended.
   absl::Status CopyPage(uint32_t block, std::byte* page, absl::Time deadline);
-  // As CopyPage for one slice.
+  // As CopyPage for one slice, for which it waits as WaitSlice() does.
   absl::Status CopySlice(uint32_t block, uint32_t slice, std::byte* out, absl::Time deadline);
   // Checks all bytes of a page in place, then its generation. For pages used where they are (GPU
   // tier).
@@ -211,7 +229,8 @@ class Client {
                                     absl::Time deadline = absl::InfiniteFuture());
   // Returns when the match is known; pages may still be on their way (Lease::WaitReady).
   absl::StatusOr<Lease> Acquire(const Namespace& ns, std::span<const BlockHash> hashes,
-                                HottestTier hottest, absl::Time deadline = absl::InfiniteFuture());
+                                AcquireOptions options,
+                                absl::Time deadline = absl::InfiniteFuture());
   absl::StatusOr<Reservation> Reserve(const Namespace& ns, const ReserveRequest& request,
                                       absl::Time deadline = absl::InfiniteFuture());
   absl::Status Clear(const Namespace& ns, absl::Time deadline = absl::InfiniteFuture());
@@ -226,7 +245,7 @@ class Client {
                                 absl::Time deadline = absl::InfiniteFuture());
 
   // Asynchronous form.
-  void AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, HottestTier hottest,
+  void AcquireAsync(const Namespace& ns, std::vector<BlockHash> hashes, AcquireOptions options,
                     absl::Time deadline, absl::AnyInvocable<void(absl::StatusOr<Lease>)> done);
   void ReserveAsync(const Namespace& ns, const ReserveRequest& request, absl::Time deadline,
                     absl::AnyInvocable<void(absl::StatusOr<Reservation>)> done);

@@ -50,7 +50,7 @@ absl::Status Lease::State::OnMessage(const v1::AcquireResponse& message) {
       columns_.resize(matched_blocks_);
       if (!is_released_) to_hold = lease_;
     }
-    RETURN_IF_ERROR(TakeColumns(message, &columns_));
+    RETURN_IF_ERROR(TakeColumns(message, shape, &columns_, &leading_slices_));
     // Only ever shrinks.
     matched_blocks_ = std::min(matched_blocks_, message.matched_blocks());
     if (!message.lost_reason().empty()) lost_reason_ = message.lost_reason();
@@ -104,7 +104,8 @@ uint32_t Lease::State::matched_blocks() const {
 
 std::optional<Tier> Lease::State::ReadyTier(uint32_t block) const {
   absl::MutexLock lock(&mutex_);
-  if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return std::nullopt;
+  if (is_released_ || block >= matched_blocks_ || !IsReady(block, shape.num_slices))
+    return std::nullopt;
   return static_cast<Tier>(SocketTier(columns_.tier[block]));
 }
 
@@ -148,7 +149,8 @@ absl::StatusOr<Lease::State::Location> Lease::State::Locate(
 
 std::optional<Lease::State::Location> Lease::State::Now(uint32_t block) {
   absl::MutexLock lock(&mutex_);
-  if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return std::nullopt;
+  if (is_released_ || block >= matched_blocks_ || !IsReady(block, shape.num_slices))
+    return std::nullopt;
   std::shared_ptr<const MappedSlab> slab =
       KnownSlab(SocketTier(columns_.tier[block]), columns_.slab[block]);
   if (slab == nullptr) return std::nullopt;
@@ -157,18 +159,21 @@ std::optional<Lease::State::Location> Lease::State::Now(uint32_t block) {
   return *std::move(location);
 }
 
-absl::StatusOr<Lease::State::Location> Lease::State::Wait(uint32_t block, absl::Time deadline) {
+absl::StatusOr<Lease::State::Location> Lease::State::Wait(uint32_t block, uint32_t num_slices,
+                                                          absl::Time deadline) {
   const absl::Duration timeout = TimeLeft(deadline, connection->options().deadline);
   std::pair<uint32_t, uint32_t> key;
   {
     absl::MutexLock lock(&mutex_);
-    const auto is_decided = [this, block]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-      return block >= matched_blocks_ || is_released_ || has_stream_ended_ || IsReady(block);
+    const auto is_decided = [this, block, num_slices]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return block >= matched_blocks_ || is_released_ || has_stream_ended_ ||
+             IsReady(block, num_slices);
     };
     if (!mutex_.AwaitWithTimeout(absl::Condition(&is_decided), timeout)) {
       return absl::DeadlineExceededError(absl::StrCat("block ", block, " is still on its way"));
     }
-    if (is_released_ || block >= matched_blocks_ || !IsReady(block)) return LostStatus(block);
+    if (is_released_ || block >= matched_blocks_ || !IsReady(block, num_slices))
+      return LostStatus(block);
     key = {SocketTier(columns_.tier[block]), columns_.slab[block]};
     if (auto slab = KnownSlab(key.first, key.second)) return Locate(block, std::move(slab));
   }
@@ -199,6 +204,11 @@ absl::Status Lease::State::CheckCurrent(uint32_t block, const Location& location
   if (location.IsCurrent()) return absl::OkStatus();
   return absl::AbortedError(
       absl::StrCat("block ", block, ": the lease was lost before its page was read"));
+}
+
+absl::Status Lease::State::CheckSlice(uint32_t slice) const {
+  if (slice < shape.num_slices) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("slice ", slice, " of ", shape.num_slices));
 }
 
 void Lease::State::ReportBad(uint32_t block) {
@@ -241,7 +251,12 @@ uint32_t Lease::matched_blocks() const { return state_->matched_blocks(); }
 std::optional<Tier> Lease::ReadyTier(uint32_t block) const { return state_->ReadyTier(block); }
 
 absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  return WaitSlice(block, state_->shape.num_slices - 1, deadline);
+}
+
+absl::StatusOr<PageView> Lease::WaitSlice(uint32_t block, uint32_t slice, absl::Time deadline) {
+  RETURN_IF_ERROR(state_->CheckSlice(slice));
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, slice + 1, deadline));
   return PageView{.slot = location.slot(),
                   .device_slot = location.device_slot(),
                   .tier = location.tier,
@@ -251,7 +266,8 @@ absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
 }
 
 absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadline) {
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  ASSIGN_OR_RETURN(State::Location location,
+                   state_->Wait(block, state_->shape.num_slices, deadline));
   std::vector<std::byte> copy;
   ASSIGN_OR_RETURN(const std::byte* slot, HostSlot(location, state_->shape, &copy));
   absl::Status copied = transfer::CopyFromSlot(page, slot, state_->Identity(block, location));
@@ -262,11 +278,8 @@ absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadlin
 }
 
 absl::Status Lease::CopySlice(uint32_t block, uint32_t slice, std::byte* out, absl::Time deadline) {
-  if (slice >= state_->shape.num_slices) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("slice ", slice, " of ", state_->shape.num_slices));
-  }
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  RETURN_IF_ERROR(state_->CheckSlice(slice));
+  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, slice + 1, deadline));
   const PageIdentity identity = state_->Identity(block, location);
   std::vector<std::byte> copy;
   ASSIGN_OR_RETURN(const std::byte* slot, HostSlot(location, state_->shape, &copy));
@@ -279,7 +292,8 @@ absl::Status Lease::CopySlice(uint32_t block, uint32_t slice, std::byte* out, ab
 }
 
 absl::Status Lease::VerifyPage(uint32_t block, absl::Time deadline) {
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  ASSIGN_OR_RETURN(State::Location location,
+                   state_->Wait(block, state_->shape.num_slices, deadline));
   std::vector<std::byte> copy;
   ASSIGN_OR_RETURN(const std::byte* slot, HostSlot(location, state_->shape, &copy));
   absl::Status verified = transfer::VerifySlot(slot, state_->Identity(block, location));
@@ -290,7 +304,8 @@ absl::Status Lease::VerifyPage(uint32_t block, absl::Time deadline) {
 
 absl::Status Lease::CheckPage(uint32_t block, std::span<const uint64_t> slice_checksums,
                               absl::Time deadline) {
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  ASSIGN_OR_RETURN(State::Location location,
+                   state_->Wait(block, state_->shape.num_slices, deadline));
   if (slice_checksums.size() != state_->shape.num_slices) {
     return absl::InvalidArgumentError(absl::StrCat(slice_checksums.size(), " checksums of ",
                                                    state_->shape.num_slices, " slices"));

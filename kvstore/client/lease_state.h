@@ -63,11 +63,15 @@ struct Lease::State {
   };
   uint32_t matched_blocks() const ABSL_LOCKS_EXCLUDED(mutex_);
   std::optional<Tier> ReadyTier(uint32_t block) const ABSL_LOCKS_EXCLUDED(mutex_);
-  // Waits until the block is readable. Errors: those of Lease::WaitReady().
-  absl::StatusOr<Location> Wait(uint32_t block, absl::Time deadline) ABSL_LOCKS_EXCLUDED(mutex_);
-  // As Wait(), only if it would not wait and the slab is mapped.
+  // Waits until so many leading slices of the block are readable. Errors: those of
+  // Lease::WaitReady().
+  absl::StatusOr<Location> Wait(uint32_t block, uint32_t num_slices, absl::Time deadline)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // As Wait() for the whole page, only if it would not wait and the slab is mapped.
   std::optional<Location> Now(uint32_t block) ABSL_LOCKS_EXCLUDED(mutex_);
   PageIdentity Identity(uint32_t block, const Location& location) const;
+  // InvalidArgument, no page has it.
+  absl::Status CheckSlice(uint32_t slice) const;
   // Aborted, the slot has changed hands. To be asked after the bytes were read.
   absl::Status CheckCurrent(uint32_t block, const Location& location) const;
   // A page whose bytes differ although its slot is still ours: the daemon is told with the release.
@@ -82,8 +86,10 @@ struct Lease::State {
   const std::vector<BlockHash> hashes;
 
  private:
-  bool IsReady(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    return columns_.tier[block] != 0;
+  bool IsReady(uint32_t block, uint32_t num_slices) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (columns_.tier[block] == 0) return false;
+    const uint32_t leading = leading_slices_.empty() ? 0 : leading_slices_[block];
+    return leading == 0 || leading >= num_slices;
   }
   absl::Status LostStatus(uint32_t block) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::shared_ptr<const MappedSlab> KnownSlab(uint32_t tier, uint32_t slab) const
@@ -97,6 +103,8 @@ struct Lease::State {
   uint64_t lease_ ABSL_GUARDED_BY(mutex_) = 0;
   uint32_t matched_blocks_ ABSL_GUARDED_BY(mutex_) = 0;
   AcquiredColumns columns_ ABSL_GUARDED_BY(mutex_);  // a tier that is 0: not ready
+  // Of pages that are there in part; 0: whole, or not there. Empty until one comes in part.
+  std::vector<uint32_t> leading_slices_ ABSL_GUARDED_BY(mutex_);
   std::string lost_reason_ ABSL_GUARDED_BY(mutex_);
   bool has_stream_ended_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Status stream_status_ ABSL_GUARDED_BY(mutex_);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "kvstore/base/status_macros.h"
 
 namespace kvstore::client {
 namespace {
@@ -20,6 +21,31 @@ void Scatter(const T* values, size_t count, const uint32_t* positions, uint32_t 
     return;
   }
   for (size_t i = 0; i < count; ++i) (*column)[positions[i]] = values[i];
+}
+
+// Of a message whose other columns are well-formed. `tiers`: before it came; 0: nothing is there.
+absl::Status TakeSlices(const v1::AcquireResponse& message, const PageShape& shape,
+                        const std::vector<uint8_t>& tiers, std::vector<uint32_t>* leading_slices) {
+  const int count = message.slab_size();
+  const auto position = [&message](int i) {
+    return message.block_size() == 0 ? message.first_block() + static_cast<uint32_t>(i)
+                                     : message.block(i);
+  };
+  if (message.ready_slices_size() == 0) {
+    for (int i = 0; i < count && !leading_slices->empty(); ++i) (*leading_slices)[position(i)] = 0;
+    return absl::OkStatus();
+  }
+  for (int i = 0; i < count; ++i) {
+    const uint32_t block = position(i);
+    const bool was_whole =
+        tiers[block] != 0 && (leading_slices->empty() || (*leading_slices)[block] == 0);
+    const uint32_t ready = message.ready_slices(i);
+    if (ready >= shape.num_slices || (ready > 0 && was_whole))
+      return absl::UnavailableError("Acquire: slices that a page cannot have");
+  }
+  leading_slices->resize(tiers.size());
+  for (int i = 0; i < count; ++i) (*leading_slices)[position(i)] = message.ready_slices(i);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -105,14 +131,17 @@ void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& cou
   }
 }
 
-absl::Status TakeColumns(const v1::AcquireResponse& message, AcquiredColumns* columns) {
+absl::Status TakeColumns(const v1::AcquireResponse& message, const PageShape& shape,
+                         AcquiredColumns* columns, std::vector<uint32_t>* leading_slices) {
   const size_t count = static_cast<size_t>(message.slab_size());
   const bool are_even =
       static_cast<size_t>(message.slot_size()) == count &&
       static_cast<size_t>(message.generation_size()) == count &&
       static_cast<size_t>(message.page_checksum_size()) == count &&
       message.tier().size() == count && message.found_in().size() == count &&
-      (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count);
+      (message.block_size() == 0 || static_cast<size_t>(message.block_size()) == count) &&
+      (message.ready_slices_size() == 0 ||
+       static_cast<size_t>(message.ready_slices_size()) == count);
   if (!are_even) return absl::UnavailableError("Acquire: columns differ in length");
   if (count == 0) return absl::OkStatus();
   const size_t matched = columns->size();
@@ -129,6 +158,7 @@ absl::Status TakeColumns(const v1::AcquireResponse& message, AcquiredColumns* co
       !std::all_of(found_in, found_in + count, IsWireTier)) {
     return absl::UnavailableError("Acquire: an unknown tier");
   }
+  RETURN_IF_ERROR(TakeSlices(message, shape, columns->tier, leading_slices));
   Scatter(message.slab().data(), count, positions, first, &columns->slab);
   Scatter(message.slot().data(), count, positions, first, &columns->slot);
   Scatter(message.generation().data(), count, positions, first, &columns->generation);

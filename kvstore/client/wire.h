@@ -31,9 +31,11 @@ absl::StatusOr<Match> ReadMatch(const v1::MatchResponse& response, size_t num_ha
 void ReadTierCounts(const google::protobuf::RepeatedPtrField<v1::TierCount>& counts,
                     std::array<uint64_t, kNumTiers>* out);
 
-// Takes what became readable into `columns`, an element a matched block.
-// Errors: Unavailable, the message is not well-formed; `columns` is as before then.
-absl::Status TakeColumns(const v1::AcquireResponse& message, AcquiredColumns* columns);
+// Takes what became readable into `columns`, an element a matched block. `leading_slices`: how many
+// slices of a page there are so far, 0 for whole pages; no elements until a page comes in part.
+// Errors: Unavailable, the message is not well-formed; both are as before then.
+absl::Status TakeColumns(const v1::AcquireResponse& message, const PageShape& shape,
+                         AcquiredColumns* columns, std::vector<uint32_t>* leading_slices);
 // Whether an answer of the memory socket fits a request with `num_hashes`. Errors: Unavailable.
 absl::Status CheckReply(const AcquireReply& reply, size_t num_hashes);
 // Whether an answer has a known state and a place for each of `num_hashes`. Errors: Unavailable.

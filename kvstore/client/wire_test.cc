@@ -72,10 +72,14 @@ v1::AcquireResponse Columns(size_t count, uint32_t first) {
   return message;
 }
 
+constexpr PageShape kFourSlices{.num_slices = 4, .slice_bytes = 64};
+
 TEST(Wire, ColumnsOutsideOfTheMatchChangeNothing) {
   AcquiredColumns columns;
   columns.resize(4);
-  EXPECT_TRUE(TakeColumns(Columns(2, 2), &columns).ok());
+  std::vector<uint32_t> slices;
+  EXPECT_TRUE(TakeColumns(Columns(2, 2), kFourSlices, &columns, &slices).ok());
+  EXPECT_TRUE(slices.empty()) << "whole pages";
   EXPECT_EQ(columns.tier, (std::vector<uint8_t>{0, 0, 2, 2}));
   const AcquiredColumns before = columns;
   v1::AcquireResponse uneven = Columns(2, 0), unknown_tier = Columns(2, 0), far = Columns(2, 0);
@@ -85,10 +89,36 @@ TEST(Wire, ColumnsOutsideOfTheMatchChangeNothing) {
   far.add_block(4);
   for (const v1::AcquireResponse& bad :
        {Columns(2, 3), Columns(1, UINT32_MAX), Columns(5, 0), uneven, unknown_tier, far}) {
-    EXPECT_TRUE(absl::IsUnavailable(TakeColumns(bad, &columns)));
+    EXPECT_TRUE(absl::IsUnavailable(TakeColumns(bad, kFourSlices, &columns, &slices)));
     EXPECT_EQ(columns.tier, before.tier);
     EXPECT_EQ(columns.slot, before.slot);
   }
+}
+
+v1::AcquireResponse WithSlices(v1::AcquireResponse message, std::vector<uint32_t> ready) {
+  message.mutable_ready_slices()->Assign(ready.begin(), ready.end());
+  return message;
+}
+
+TEST(Wire, APageComesInPartUntilItIsWholeAndStaysWhole) {
+  AcquiredColumns columns;
+  columns.resize(3);
+  std::vector<uint32_t> slices;
+  const auto take = [&](const v1::AcquireResponse& message) {
+    return TakeColumns(message, kFourSlices, &columns, &slices);
+  };
+  EXPECT_TRUE(take(WithSlices(Columns(2, 0), {0, 3})).ok());
+  EXPECT_EQ(slices, (std::vector<uint32_t>{0, 3, 0}));
+  EXPECT_TRUE(take(WithSlices(Columns(1, 1), {1})).ok()) << "tried anew, elsewhere";
+  EXPECT_EQ(slices, (std::vector<uint32_t>{0, 1, 0}));
+  for (const v1::AcquireResponse& bad :
+       {WithSlices(Columns(1, 0), {2}), WithSlices(Columns(1, 1), {4}),
+        WithSlices(Columns(1, 1), {2, 2}), WithSlices({}, {1})}) {
+    EXPECT_TRUE(absl::IsUnavailable(take(bad)));
+    EXPECT_EQ(slices, (std::vector<uint32_t>{0, 1, 0}));
+  }
+  EXPECT_TRUE(take(Columns(2, 1)).ok());
+  EXPECT_EQ(slices, (std::vector<uint32_t>{0, 0, 0}));
 }
 
 TEST(Wire, SlotsEndWithinTheirSlab) {

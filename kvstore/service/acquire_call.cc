@@ -25,8 +25,10 @@ absl::Status AcquireCall::Prepare(const Caller& caller, const grpc::CallbackServ
   ASSIGN_OR_RETURN(NamespaceKey key, ReadNamespaceRef(request.namespace_(), scope_.salt));
   BlockKeys blocks;
   ASSIGN_OR_RETURN(blocks.hashes, ReadHashes(request.hashes()));
+  is_by_slices_ = request.by_slices();
   EndAtServerDeadline();
-  const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu()};
+  const store::AcquireOptions options{.can_read_gpu = request.can_read_gpu(),
+                                      .by_slices = request.by_slices()};
   const bool is_posted = scope_.TryPost(
       parts_.core_queue,
       [self = shared_from_this(), key = std::move(key), blocks = std::move(blocks),
@@ -75,6 +77,7 @@ void AcquireCall::OnUpdate(store::AcquireUpdate update) {
     waiting_->is_last = update.is_last;
     waiting_->matched_blocks = update.matched_blocks;
     waiting_->ready.insert(waiting_->ready.end(), update.ready.begin(), update.ready.end());
+    if (is_by_slices_) waiting_->KeepLatest();
     if (!update.status.ok()) waiting_->status = std::move(update.status);
   }
   WriteWaiting();

@@ -36,6 +36,7 @@ class AcquireCall final
   void OnGone() override;
 
   SessionId session_;
+  bool is_by_slices_ = false;
   // Edge thread.
   bool is_writing_ = false;
   bool is_first_delivered_ = false;

@@ -254,9 +254,13 @@ void WriteAcquireUpdate(const store::AcquireUpdate& update, v1::AcquireResponse*
     generation[i] = ready.location.page.generation;
     checksum[i] = ready.location.page_checksum;
   }
-  if (is_consecutive) return;
-  out->mutable_block()->Resize(count, 0);
-  for (int i = 0; i < count; ++i) out->mutable_block()->Set(i, update.ready[i].block);
+  if (!is_consecutive) {
+    out->mutable_block()->Resize(count, 0);
+    for (int i = 0; i < count; ++i) out->mutable_block()->Set(i, update.ready[i].block);
+  }
+  const auto is_partial = [](const auto& ready) { return ready.leading_slices.has_value(); };
+  if (std::ranges::none_of(update.ready, is_partial)) return;
+  for (const auto& ready : update.ready) out->add_ready_slices(ready.leading_slices.value_or(0));
 }
 
 void WriteReserveResult(const store::ReserveResult& result, v1::ReserveResponse* out) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <optional>
 
+#include "absl/container/flat_hash_set.h"
+
 namespace kvstore::store {
 namespace {
 
@@ -10,6 +12,13 @@ namespace {
 constexpr uint16_t kLeaseHoldsMax = 65000;
 
 }  // namespace
+
+void AcquireUpdate::KeepLatest() {
+  absl::flat_hash_set<uint32_t> told;
+  std::ranges::reverse(ready);
+  std::erase_if(ready, [&told](const Ready& of) { return !told.insert(of.block).second; });
+  std::ranges::reverse(ready);
+}
 
 Loads::Loads(const StoreOptions& options, Copies& copies, Moves& moves, SessionTable& sessions,
              Executor& executor, const Clock& clock)
@@ -129,6 +138,7 @@ void Loads::Acquire(SessionId session_id, NamespaceId ns, std::span<const BlockH
   first.lease = id;
   first.matched_blocks = lease.matched;
   first.ready = std::exchange(lease.ready, {});
+  if (options.by_slices) first.KeepLatest();
   first.status = std::exchange(lease.lost, absl::OkStatus());
   first.is_last = lease.pending == 0;
   lease.is_flush_posted = false;
@@ -144,9 +154,30 @@ void Loads::Fetch(LeaseId id, uint32_t block) {
     return OnFetched(id, block, TierKind::kDram,
                      absl::UnavailableError("no tier that answers has the block"));
   }
+  Moves::OnSlices on_slices;
+  if (leases_.find(id)->second.options.by_slices) {
+    on_slices = [this, id, block, from = *src](uint32_t ready_slices) {
+      OnSlices(id, block, from, ready_slices);
+    };
+  }
   moves_.Start(
       node, *src, TierKind::kDram, MovePurpose::kLoad,
-      [this, id, block, from = *src](absl::Status status) { OnFetched(id, block, from, status); });
+      [this, id, block, from = *src](absl::Status status) { OnFetched(id, block, from, status); },
+      std::move(on_slices));
+}
+
+void Loads::OnSlices(LeaseId id, uint32_t block, TierKind from, uint32_t ready_slices) {
+  auto it = leases_.find(id);
+  if (it == leases_.end()) return;  // released meanwhile
+  Lease& lease = it->second;
+  const NodeId node = lease.nodes[block];
+  // All of them: the end of the move tells it, when the page is published.
+  if (block >= lease.matched || ready_slices >= copies_.IdentityOf(node).shape.num_slices) return;
+  lease.ready.push_back({.block = block,
+                         .from = from,
+                         .location = copies_.Locate(node, TierKind::kDram),
+                         .leading_slices = ready_slices});
+  PostFlush(id, &lease);
 }
 
 void Loads::OnFetched(LeaseId id, uint32_t block, TierKind from, const absl::Status& status) {
@@ -192,11 +223,12 @@ void Loads::Flush(LeaseId id) {
   Lease& lease = it->second;
   lease.is_flush_posted = false;
   std::erase_if(lease.ready, [&](const auto& ready) { return ready.block >= lease.matched; });
-  const AcquireUpdate update{.is_last = lease.pending == 0,
-                             .lease = id,
-                             .matched_blocks = lease.matched,
-                             .ready = std::exchange(lease.ready, {}),
-                             .status = std::exchange(lease.lost, absl::OkStatus())};
+  AcquireUpdate update{.is_last = lease.pending == 0,
+                       .lease = id,
+                       .matched_blocks = lease.matched,
+                       .ready = std::exchange(lease.ready, {}),
+                       .status = std::exchange(lease.lost, absl::OkStatus())};
+  if (lease.options.by_slices) update.KeepLatest();
   const Observer observer =
       update.is_last ? std::exchange(lease.on_update, nullptr) : lease.on_update;
   observer(update);

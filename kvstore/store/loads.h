@@ -60,6 +60,7 @@ class Loads {
   // The tier to bring it up from.
   std::optional<TierKind> SourceTier(NodeId id) const;
   void Fetch(LeaseId id, uint32_t block);
+  void OnSlices(LeaseId id, uint32_t block, TierKind from, uint32_t ready_slices);
   void OnFetched(LeaseId id, uint32_t block, TierKind from, const absl::Status& status);
   void Truncate(Lease* lease, uint32_t block, const absl::Status& why);
   void PostFlush(LeaseId id, Lease* lease);

@@ -18,13 +18,17 @@ Moves::Moves(Copies& copies, Room& room, Executor& executor, const Clock& clock,
              absl::Duration deadline)
     : copies_(copies), room_(room), executor_(executor), clock_(clock), deadline_(deadline) {}
 
-void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done) {
+void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done,
+                  OnSlices on_slices) {
   const uint64_t key = Key(id, dst);
   if (auto it = moves_.find(key); it != moves_.end()) {
     if (it->second.is_late) {
       return done(absl::UnavailableError("the device has not ended a former load of the block"));
     }
     it->second.waiters.push_back(std::move(done));
+    if (!on_slices) return;
+    if (it->second.ready_slices > 0) on_slices(it->second.ready_slices);
+    it->second.watchers.push_back(std::move(on_slices));
     return;
   }
   if (copies_.state(id, dst) != CopyState::kAbsent) {
@@ -33,7 +37,13 @@ void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Do
                          : absl::AlreadyExistsError("the copy is being written"));
   }
   const uint32_t tenant = TenantOf(id);
-  Move move{.id = id, .src = src, .dst = dst, .purpose = purpose, .tenant = tenant, .waiters = {}};
+  Move move{.id = id,
+            .src = src,
+            .dst = dst,
+            .purpose = purpose,
+            .tenant = tenant,
+            .waiters = {},
+            .watchers = {}};
   Device& device = DeviceOf(move);
   auto& queue = purpose == MovePurpose::kLoad ? device.loads : device.write_behinds;
   if (!queue.HasRoomFor(tenant)) {
@@ -44,6 +54,7 @@ void Moves::Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Do
   if (!copies_.CanHold(id))
     return done(absl::ResourceExhaustedError("too many holds on one block"));
   move.waiters.push_back(std::move(done));
+  if (on_slices) move.watchers.push_back(std::move(on_slices));
   moves_.emplace(key, std::move(move));
   copies_.Hold(id);
   num_write_behinds_ += purpose == MovePurpose::kWriteBehind;
@@ -143,7 +154,11 @@ void Moves::Submit(uint64_t key, Move* move, PageId dst_page) {
   const PageIdentity identity = copies_.IdentityOf(move->id);
   auto done = [this, key](absl::Status status) { OnCopied(key, std::move(status)); };
   tiers::Tier* dram = copies_.tier(TierKind::kDram);
-  if (move->dst == TierKind::kDram) {
+  if (move->dst == TierKind::kDram && !move->watchers.empty()) {
+    copies_.tier(move->src)->ReadBySlices(
+        copies_.page(move->id, move->src), identity, *dram->Address(dst_page), deadline,
+        [this, key](uint32_t ready_slices) { OnSlicesRead(key, ready_slices); }, std::move(done));
+  } else if (move->dst == TierKind::kDram) {
     copies_.tier(move->src)->Read(copies_.page(move->id, move->src), identity,
                                   *dram->Address(dst_page), deadline, std::move(done));
   } else {
@@ -151,6 +166,14 @@ void Moves::Submit(uint64_t key, Move* move, PageId dst_page) {
                                    *dram->Address(copies_.page(move->id, move->src)), deadline,
                                    std::move(done));
   }
+}
+
+// The tier tells it before the end of the read, and only then the move goes.
+void Moves::OnSlicesRead(uint64_t key, uint32_t ready_slices) {
+  Move& move = moves_.find(key)->second;
+  if (move.is_late) return;
+  move.ready_slices = ready_slices;
+  for (OnSlices& watcher : move.watchers) watcher(ready_slices);
 }
 
 void Moves::OnCopied(uint64_t key, absl::Status status) {

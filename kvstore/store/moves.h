@@ -51,13 +51,18 @@ class Moves {
   Moves(Copies& copies, Room& room, Executor& executor, const Clock& clock,
         absl::Duration deadline);
 
+  // Told how many leading slices of a page that is on its way up are there and checked: a rising
+  // count, and from 0 again if the move is tried anew.
+  using OnSlices = absl::AnyInvocable<void(uint32_t ready_slices)>;
   // Copies `id` from `src` to `dst`. Joins the move that is already bringing the block to `dst`.
   // Only queues: pages are taken and tiers called in a task of its own, so that nothing is evicted
   // under the caller's feet. `done` runs before this returns only when there is nothing to move.
   // Errors through `done`: AlreadyExists, somebody is writing that copy; ResourceExhausted, no page
   // or no place in the queue; what the tier reported.
   // Requires: resident in `src`; exactly one of the two is DRAM.
-  void Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done);
+  // `on_slices` may run before this returns, with what is there already, and never after `done`.
+  void Start(NodeId id, TierKind src, TierKind dst, MovePurpose purpose, Done done,
+             OnSlices on_slices = nullptr);
   // In flight and waiting.
   size_t size_of(TenantId tenant) const;
   bool IsMovingTo(NodeId id, TierKind dst) const { return moves_.contains(Key(id, dst)); }
@@ -89,6 +94,8 @@ class Moves {
     MovePurpose purpose{};
     uint32_t tenant = 0;  // TenantId
     std::vector<Done> waiters;
+    std::vector<OnSlices> watchers;
+    uint32_t ready_slices = 0;
     absl::Time submitted;                          // to the tier
     absl::Time deadline = absl::InfiniteFuture();  // from Submit() on
     bool is_late = false;                          // its waiters were told
@@ -127,6 +134,7 @@ class Moves {
   Way Route(uint64_t key) const;
   void Issue(uint64_t key);
   void Submit(uint64_t key, Move* move, PageId dst_page);
+  void OnSlicesRead(uint64_t key, uint32_t ready_slices);
   void OnCopied(uint64_t key, absl::Status status);
   void Finish(uint64_t key, absl::Status status);
   void Count(const Move& move, const absl::Status& status);

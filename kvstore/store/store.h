@@ -86,6 +86,8 @@ struct AcquireOptions {
   bool can_read_gpu = false;
   // Take no lease unless every matched block can be read where it is: FailedPrecondition otherwise.
   bool must_be_readable = false;
+  // Tell of pages that are on their way up before all of their slices are there.
+  bool by_slices = false;
 };
 
 // What an Acquire tells, in order: one update with `is_first`, then more as pages arrive; the last
@@ -95,6 +97,9 @@ struct AcquireUpdate {
     uint32_t block = 0;  // position in the hashes of the call
     TierKind from{};     // the tier that it was found in
     PageLocation location;
+    // Set: only so many leading slices of the page are there yet, fewer than all. The block comes
+    // again, perhaps somewhere else with fewer, until it comes without.
+    std::optional<uint32_t> leading_slices = std::nullopt;
   };
   bool is_first = false;
   bool is_last = false;
@@ -104,6 +109,9 @@ struct AcquireUpdate {
   std::vector<Ready>
       ready;            // blocks that became readable; the first update has those that already were
   absl::Status status;  // why matched_blocks shrank; OK otherwise
+
+  // Keeps what was said last of each block: news that wait for their reader are bounded by blocks.
+  void KeepLatest();
 };
 
 enum class ReserveState : uint8_t { kReserved, kExists, kBeingWritten, kNoSpace };

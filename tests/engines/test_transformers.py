@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.engines, pytest.mark.skipif(er.kvengine() is None, rea
 
 REAL_MODEL = Path(os.environ.get("KVSTORE_MODEL_DIR", er.ROOT / "build" / "models" / "smollm2"))
 TEXT = Path("/usr/share/common-licenses/GPL-2")
-FAMILIES = ("llama", "llama3-scaled", "qwen2", "qwen3-wide-heads")
+FAMILIES = ("llama", "llama3-scaled", "qwen2", "qwen3-wide-heads", "qwen3-moe", "deepseek-v2")
 # bf16 is slow on CPUs without bf16 arithmetic; its error hardly depends on the length (0.08 to 0.11 from 63 to 700 tokens).
 BF16_TOKENS = 512
 KV_DTYPES = sorted(er.ERROR_LIMIT)

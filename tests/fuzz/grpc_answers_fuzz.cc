@@ -39,15 +39,19 @@ bool AreEqual(const AcquiredColumns& a, const AcquiredColumns& b) {
 void OnAcquired(Input& input) {
   AcquiredColumns columns;
   columns.resize(kHashes);
-  const PageShape shape{.num_slices = 2, .slice_bytes = 4096};
+  const PageShape shape{.num_slices = 4, .slice_bytes = 2048};
+  std::vector<uint32_t> slices;
   while (!input.is_empty()) {
     v1::AcquireResponse message;
     if (!Parse(input.TakePart(), &message)) return;
     const AcquiredColumns before = columns;
-    if (!client::TakeColumns(message, &columns).ok()) {
-      REQUIRE(AreEqual(before, columns));
+    const std::vector<uint32_t> slices_before = slices;
+    if (!client::TakeColumns(message, shape, &columns, &slices).ok()) {
+      REQUIRE(AreEqual(before, columns) && slices == slices_before);
       return;
     }
+    REQUIRE(slices.empty() || slices.size() == kHashes);
+    for (const uint32_t leading : slices) REQUIRE(leading < shape.num_slices);
     REQUIRE(columns.size() == kHashes && columns.tier.size() == kHashes);
     for (size_t i = 0; i < kHashes; ++i) {
       REQUIRE(columns.tier[i] <= client::kNumTiers && columns.found_in[i] <= client::kNumTiers);

@@ -170,10 +170,11 @@ class DevicePages : public ::testing::Test {
     ASSERT_TRUE(status.ok()) << status.error_message();
     ASSERT_EQ(response.skipped_blocks(), 0u);
   }
+  // Once nothing moves.
   uint64_t PagesIn(v1::Tier which) const {
     const v1::StatusResponse status = daemon_.Status();
     for (const v1::TierStatus& tier : status.tiers()) {
-      if (tier.tier() == which) return tier.pages();
+      if (tier.tier() == which && tier.in_flight() == 0) return tier.pages();
     }
     return 0;
   }

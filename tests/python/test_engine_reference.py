@@ -1,6 +1,7 @@
 """The engine against stored results of Hugging Face transformers (fp32), on small random models of every family. Needs no torch."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -47,3 +48,14 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(models, tmp_path, ca
     assert ids[:certain] == stored["output_ids"][:certain]
     if ids == stored["output_ids"]:
         assert er.rms(logits[-1][::stride] - np.array(stored["last_logits"])) <= limit
+
+
+@pytest.mark.skipif(er.kvengine() is None, reason="kvengine is not built")
+@pytest.mark.parametrize("name", ["qwen3-moe", "deepseek-v2", "qwen3-yarn"])
+def test_the_cuda_back_end_refuses_what_it_does_not_compute(models, name):
+    command = [str(er.kvengine()), "generate", "--model", str(models[name]), "--prompt", "x", "--device", "cuda", "--block-tokens", "64"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    if "built without CUDA" in done.stderr:
+        pytest.skip("kvengine is built without CUDA")
+    assert "computes no experts, latent attention or yarn" in done.stderr

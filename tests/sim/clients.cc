@@ -183,7 +183,8 @@ void Clients::Acquire(const std::shared_ptr<Load>& load) {
   const uint32_t expected = ns.LongestMatch(load->hashes);
   absl::Status status;
   machine_.store().Acquire(
-      load->session, found->id, load->hashes, {.can_read_gpu = random_.OneIn(2)},
+      load->session, found->id, load->hashes,
+      {.can_read_gpu = random_.OneIn(2), .by_slices = random_.OneIn(2)},
       [this, load, &status, is_inside = std::make_shared<bool>(true)](const AcquireUpdate& update) {
         if (std::exchange(*is_inside, false)) status = update.status;
         OnUpdate(*load, update);
@@ -206,7 +207,29 @@ void Clients::OnUpdate(Load& load, const AcquireUpdate& update) {
   load.is_last = update.is_last;
   if (update.is_first) load.lease = update.lease;
   load.matched = update.matched_blocks;
-  load.ready.insert(load.ready.end(), update.ready.begin(), update.ready.end());
+  for (const AcquireUpdate::Ready& ready : update.ready) {
+    const bool is_whole = !ready.leading_slices.has_value();
+    is_whole ? load.ready.push_back(ready) : CheckSlices(load, ready);
+  }
+}
+
+// As soon as they are told: by then the leading slices have their bytes, which is not left to the
+// reader's own checksums.
+void Clients::CheckSlices(Load& load, const AcquireUpdate::Ready& ready) {
+  if (!ready.leading_slices.has_value()) return;
+  const OracleNamespace& ns = namespaces_[load.ns];
+  const PageShape& shape = ns.spec().shape;
+  Check(*ready.leading_slices > 0 && *ready.leading_slices < shape.num_slices,
+        "slices that a page cannot have");
+  const uint64_t bytes = uint64_t{*ready.leading_slices} * shape.slice_bytes;
+  const std::span<const std::byte> told(ready.location.address, bytes);
+  if (machine_.mappings().GenerationAt(ready.location.address) != ready.location.page.generation ||
+      IsTainted(ready.location.address, bytes))
+    return;
+  Check(ns.IsRight(load.hashes[ready.block], load.oldest, load.newest, told),
+        "a slice was told before its bytes were right");
+  counts_.slices_read += *ready.leading_slices;
+  Trace(*ready.leading_slices);
 }
 
 void Clients::ReadPage() {

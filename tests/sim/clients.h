@@ -17,9 +17,9 @@
 namespace kvstore::sim {
 
 struct ClientCounts {
-  uint64_t loads = 0, saves = 0, matched_blocks = 0, pages_read = 0, pages_lost = 0,
-           pages_damaged = 0, committed_blocks = 0, messages_repeated = 0, messages_lost = 0,
-           refused_intruders = 0, zombie_writes = 0;
+  uint64_t loads = 0, saves = 0, matched_blocks = 0, pages_read = 0, slices_read = 0,
+           pages_lost = 0, pages_damaged = 0, committed_blocks = 0, messages_repeated = 0,
+           messages_lost = 0, refused_intruders = 0, zombie_writes = 0;
 };
 
 class Clients {
@@ -111,6 +111,7 @@ class Clients {
   void OnUpdate(Load& load, const store::AcquireUpdate& update);
   void ReadPage();
   void CheckPage(Load& load, const store::AcquireUpdate::Ready& ready);
+  void CheckSlices(Load& load, const store::AcquireUpdate::Ready& ready);
   void EndLoad();
   void Release(Load& load);
   void Renew();

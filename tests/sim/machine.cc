@@ -54,7 +54,8 @@ tiers::NvmeOptions Machine::NvmeOptionsFor() {
       .index_bytes = kIndexBytes,
       .extent_bytes = kExtentBytes,
       .queue_depth = 4,
-      .inflight_max = 8};
+      .inflight_max = 8,
+      .piece_bytes = 4096};
   options.simulation = tiers::NvmeSimulation{
       .executor = executor_.get(),
       .make_index = [this]() -> absl::StatusOr<std::unique_ptr<tiers::RecordIndex>> {

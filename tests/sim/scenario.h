@@ -29,7 +29,8 @@ struct Scenario {
   Family family{};
   bool has_gpu = true;
   bool has_nvme = true;
-  bool keeps_dram = false;  // somebody holds the DRAM tier's memory over a kill
+  bool has_large_pages = false;  // of the busiest namespace: read in pieces
+  bool keeps_dram = false;       // somebody holds the DRAM tier's memory over a kill
   SimMemoryTier::Options gpu{.kind = tiers::TierKind::kGpu};
   SimMemoryTier::Options dram{.kind = tiers::TierKind::kDram};
   uint32_t num_extents = 6;

@@ -40,6 +40,7 @@ void Add(const Outcome& o, Outcome* sum) {
   c.saves += o.clients.saves;
   c.matched_blocks += o.clients.matched_blocks;
   c.pages_read += o.clients.pages_read;
+  c.slices_read += o.clients.slices_read;
   c.pages_lost += o.clients.pages_lost;
   c.pages_damaged += o.clients.pages_damaged;
   c.committed_blocks += o.clients.committed_blocks;
@@ -63,8 +64,10 @@ void Print(const Outcome& o) {
       "%llu repeated, %llu lost; intruders refused %llu; writes of the dead %llu\n",
       N(c.loads), N(c.saves), N(c.matched_blocks), N(c.committed_blocks), N(c.messages_repeated),
       N(c.messages_lost), N(c.refused_intruders), N(c.zombie_writes));
-  std::printf("pages read: %llu right, %llu too late, %llu damaged and refused; evictions %llu\n",
-              N(c.pages_read), N(c.pages_lost), N(c.pages_damaged), N(o.evictions));
+  std::printf(
+      "pages read: %llu right, %llu too late, %llu damaged and refused; slices of pages on their "
+      "way: %llu; evictions %llu\n",
+      N(c.pages_read), N(c.pages_lost), N(c.pages_damaged), N(c.slices_read), N(o.evictions));
   std::printf(
       "disk: %llu reads, %llu writes, %llu faults, %llu cancelled, %llu sectors lost with "
       "the power; quarantined %llu\n",
@@ -96,6 +99,7 @@ TEST(Simulation, EverySeedKeepsItsInvariants) {
   for (size_t i = 1; i < kNumFailpoints; ++i)
     EXPECT_GE(sum.failpoints[i], 20u) << "too few stops " << kFailpointNames[i];
   EXPECT_GT(sum.clients.pages_read, 20 * seeds);
+  EXPECT_GT(sum.clients.slices_read, seeds);
   EXPECT_GT(sum.evictions, 10 * seeds);
   EXPECT_GT(sum.recovered_pages, seeds);
   EXPECT_GT(sum.clients.pages_damaged, 0u);

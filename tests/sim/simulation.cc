@@ -14,7 +14,7 @@ constexpr TierKind kTiers[] = {TierKind::kGpu, TierKind::kDram, TierKind::kNvme}
 constexpr int kStepsArmedMax = 60;
 constexpr int kStepsBetweenChecks = 4;
 
-std::vector<OracleNamespace> MakeNamespaces() {
+std::vector<OracleNamespace> MakeNamespaces(const Scenario& scenario) {
   std::vector<OracleNamespace> namespaces;
   for (const char* name : {"a1", "a2", "b1", "b2"}) {
     NamespaceSpec spec;
@@ -24,6 +24,8 @@ std::vector<OracleNamespace> MakeNamespaces() {
     spec.shape = {.num_slices = 2, .slice_bytes = 100};
     spec.tenant = std::string(1, name[0]);
     if (name == std::string("a2")) spec.shape = {.num_slices = 3, .slice_bytes = 2000};
+    if (name == std::string("a1") && scenario.has_large_pages)
+      spec.shape = {.num_slices = 10, .slice_bytes = 1000};
     namespaces.emplace_back(std::move(spec));
   }
   return namespaces;
@@ -35,7 +37,7 @@ Simulation::Simulation(uint64_t seed, const std::string& folder, bool is_verbose
     : is_verbose_(is_verbose),
       random_(seed),
       scenario_(DrawScenario(seed, random_)),
-      namespaces_(MakeNamespaces()),
+      namespaces_(MakeNamespaces(scenario_)),
       machine_(scenario_, folder, random_, [this](const std::string& what) { Fail(what); }),
       clients_(scenario_, machine_, namespaces_, random_,
                [this](const std::string& what) { Fail(what); }) {}

@@ -48,6 +48,21 @@ class WatchedTier final : public tiers::DurableTier {
     tier_.Read(page, expect, dst, deadline, std::move(watched.done));
     *watched.is_inside = false;
   }
+  void ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
+                    OnSlices on_slices, Done done) override {
+    auto watched = Watch("read by slices", deadline, std::move(done));
+    tier_.ReadBySlices(
+        page, expect, dst, deadline,
+        [this, told = std::make_shared<uint32_t>(0), inside = watched.is_inside,
+         on_slices = std::move(on_slices), num_slices = expect.shape.num_slices](uint32_t ready) {
+          if (*inside) report_("slices told inside the call");
+          if (ready <= *told || ready > num_slices) report_("slices told out of order");
+          *told = ready;
+          on_slices(ready);
+        },
+        std::move(watched.done));
+    *watched.is_inside = false;
+  }
   uint64_t capacity_bytes() const override { return tier_.capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return tier_.FreeSlots(pool); }
   size_t inflight_max() const override { return tier_.inflight_max(); }

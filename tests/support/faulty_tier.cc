@@ -87,6 +87,22 @@ void FaultyTier::Read(PageId page, const PageIdentity& expect, MutableRegion dst
       std::move(done));
 }
 
+void FaultyTier::ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion dst,
+                              absl::Time deadline, OnSlices on_slices, Done done) {
+  TellSlices(1, page, expect, dst, deadline, std::move(on_slices), std::move(done));
+}
+
+void FaultyTier::TellSlices(uint32_t slices, PageId page, const PageIdentity& expect,
+                            MutableRegion dst, absl::Time deadline, OnSlices on_slices, Done done) {
+  if (slices >= expect.shape.num_slices) return Read(page, expect, dst, deadline, std::move(done));
+  std::memcpy(dst.data, At(page), uint64_t{slices} * expect.shape.slice_bytes);
+  executor_.Post([this, slices, page, expect, dst, deadline, on_slices = std::move(on_slices),
+                  done = std::move(done)]() mutable {
+    on_slices(slices);
+    TellSlices(slices + 1, page, expect, dst, deadline, std::move(on_slices), std::move(done));
+  });
+}
+
 tiers::TierStats FaultyTier::stats() const {
   tiers::TierStats s = stats_;
   s.capacity_bytes = slots_.capacity_bytes();

@@ -52,6 +52,9 @@ class FaultyTier final : public tiers::DurableTier {
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
             Done done) override;
+  // Tells each slice but the last in a task of its own, and then does as Read().
+  void ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
+                    OnSlices on_slices, Done done) override;
   std::optional<MutableRegion> Address(PageId page) override;
   uint64_t capacity_bytes() const override { return slots_.capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return slots_.FreeSlots(pool); }
@@ -114,6 +117,8 @@ class FaultyTier final : public tiers::DurableTier {
  private:
   std::byte* At(PageId page);
   bool Chance(double p) { return std::uniform_real_distribution<>(0, 1)(random_) < p; }
+  void TellSlices(uint32_t slices, PageId page, const PageIdentity& expect, MutableRegion dst,
+                  absl::Time deadline, OnSlices on_slices, Done done);
   // Runs `copy` and then `done` with its status, after a random delay.
   void Later(absl::Time deadline, absl::AnyInvocable<absl::Status()> copy, Done done);
 

@@ -26,6 +26,11 @@ class AnswerWatch {
     --in_flight_;
     if (is_answer) waiting_since_ = now;
   }
+  // The device did something, and has not ended what it does.
+  void Answered(absl::Time now) ABSL_LOCKS_EXCLUDED(mutex_) {
+    absl::MutexLock lock(&mutex_);
+    waiting_since_ = now;
+  }
   // Since when it has work and has ended none of it; nullopt: it has none.
   std::optional<absl::Time> WaitingSince() const ABSL_LOCKS_EXCLUDED(mutex_) {
     absl::MutexLock lock(&mutex_);

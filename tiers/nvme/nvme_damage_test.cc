@@ -102,6 +102,35 @@ TEST_F(NvmeDamageTest, FlippedBitsInThePageAreDataLoss) {
   EXPECT_EQ(running->Check(page, content), absl::OkStatus());
 }
 
+// One bit anywhere in the slot: no slice is told that holds it, none at all if it lies behind them.
+TEST_F(NvmeDamageTest, ASliceThatDiffersIsNeverTold) {
+  NvmeOptions options = TestOptions(directory_.path());
+  options.piece_bytes = 4096;
+  auto running = *RunningTier::Start(options);
+  Extents extents(directory_.path());
+  TestPage content(1, kTestShape), into(kTestShape);
+  const PageId page = *running->Store(content);
+  std::mt19937_64 random(7);
+  for (int i = 0; i < 300; ++i) {
+    const uint64_t at = random() % kTestShape.slot_bytes();
+    const uint64_t slice = at < kTestShape.page_bytes() ? at / kTestShape.slice_bytes : 0;
+    const int bit = static_cast<int>(random() % 8);
+    extents.Flip(page, at, bit);
+    uint32_t told = 0;
+    const absl::Status status =
+        running->ReadBySlices(page, content.identity(), into.region(), [&](uint32_t ready) {
+          told = ready;
+          EXPECT_EQ(std::memcmp(into.region().data, content.region().data,
+                                uint64_t{ready} * kTestShape.slice_bytes),
+                    0);
+        });
+    EXPECT_TRUE(absl::IsDataLoss(status)) << at;
+    EXPECT_LE(told, slice) << at;
+    extents.Flip(page, at, bit);
+  }
+  EXPECT_EQ(running->Check(page, content), absl::OkStatus());
+}
+
 TEST_F(NvmeDamageTest, AnotherSlotsBytesAreDataLoss) {
   auto running = Start();
   Extents extents(directory_.path());

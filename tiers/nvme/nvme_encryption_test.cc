@@ -97,6 +97,21 @@ TEST_F(NvmeEncryptionTest, PagesSurviveRestartsAndAreNotOnDisk) {
   EXPECT_EQ(found.st_mode & 07777, 0600u);
 }
 
+// Its tag covers the whole page.
+TEST_F(NvmeEncryptionTest, NoSliceIsToldOfAnEncryptedPage) {
+  NvmeOptions options = Options();
+  options.piece_bytes = 4096;
+  auto running = *RunningTier::Start(options);
+  running->Recover();
+  TestPage content(1, kTestShape), into(kTestShape);
+  const auto page = running->Store(content);
+  ASSERT_TRUE(page.ok()) << page.status();
+  EXPECT_EQ(running->ReadBySlices(*page, content.identity(), into.region(),
+                                  [](uint32_t) { ADD_FAILURE() << "told"; }),
+            absl::OkStatus());
+  EXPECT_TRUE(into.SameBytes(content));
+}
+
 TEST_F(NvmeEncryptionTest, ManyWritesAtOnceShareAFewBuffers) {
   auto running = Start();
   std::vector<std::unique_ptr<TestPage>> contents;

@@ -45,6 +45,10 @@ absl::Status NvmeOptions::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("nvme: index size ", index_bytes, "; valid: at least 4 MiB, or 0"));
   }
+  if (piece_bytes == 0 || piece_bytes % 4096 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("nvme: piece_bytes ", piece_bytes, "; valid: a multiple of 4096"));
+  }
   // One more: the probe of a device.
   return transfer::FileMover::Options{.queue_depth = queue_depth, .inflight_max = inflight_max + 1}
       .Validate();

@@ -42,6 +42,8 @@ struct NvmeOptions {
   std::string key_file;          // master_keys.h
   uint32_t queue_depth = 64;     // operations in the kernel, each directory
   uint32_t inflight_max = 1024;  // pages being read or written, over all directories
+  // Of a page that is read by slices: at least so many bytes at a time, and at least a slice.
+  uint64_t piece_bytes = uint64_t{1} << 20;
   transfer::FileMover::BackendKind backend = transfer::FileMover::BackendKind::kAuto;
   std::optional<NvmeSimulation> simulation{};
 

@@ -157,6 +157,13 @@ class RunningTier {
       tier_->Read(page, expect, into, clock_.Now() + limit, std::move(done));
     });
   }
+  absl::Status ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion into,
+                            Tier::OnSlices on_slices) {
+    return Wait([&](Tier::Done done) {
+      tier_->ReadBySlices(page, expect, into, clock_.Now() + absl::Seconds(30),
+                          std::move(on_slices), std::move(done));
+    });
+  }
   // OK only if the page reads back byte for byte.
   absl::Status Check(PageId page, const TestPage& content) {
     TestPage into(content.identity().shape);

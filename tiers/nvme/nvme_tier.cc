@@ -1,5 +1,6 @@
 #include "tiers/nvme/nvme_tier.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -240,6 +241,16 @@ void NvmeTier::FinishWrite(uint64_t bytes, FileResult result, Done done) {
 
 void NvmeTier::Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
                     Done done) {
+  StartRead(page, expect, dst, deadline, nullptr, std::move(done));
+}
+
+void NvmeTier::ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion dst,
+                            absl::Time deadline, OnSlices on_slices, Done done) {
+  StartRead(page, expect, dst, deadline, std::move(on_slices), std::move(done));
+}
+
+void NvmeTier::StartRead(PageId page, const PageIdentity& expect, MutableRegion dst,
+                         absl::Time deadline, OnSlices on_slices, Done done) {
   absl::Status status = CheckTransfer(page, expect, dst.data, dst.bytes);
   if (status.ok() && !notes_.Has(page)) {
     status = absl::FailedPreconditionError("nvme: the page was not written");
@@ -253,18 +264,22 @@ void NvmeTier::Read(PageId page, const PageIdentity& expect, MutableRegion dst, 
   if (!cipher.ok()) return Fail(std::move(done), cipher.status());
 
   const Place place = PlaceOf(page);
+  const PagePlace at{page.slab, page.slot, notes_.disk_generation(page)};
+  AnswerWatch* const watch = place.device->watch.get();
   ++stats_.in_flight;
   FileOperation operation{.direction = FileDirection::kRead,
                           .file = place.device->file,
                           .offset = place.offset,
                           .buffer = dst,
                           .deadline = deadline};
-  operation.check = [data = dst.data, expect, cipher = *std::move(cipher),
-                     at = PagePlace{page.slab, page.slot, notes_.disk_generation(page)}] {
+  operation.check = [data = dst.data, expect, cipher = *cipher, at] {
     return cipher == nullptr ? AcceptSlot(data, expect, at.generation)
                              : cipher->Open(data, expect, at);
   };
-  operation.done = [this, bytes = dst.bytes, watch = place.device->watch.get(),
+  // Nothing of an encrypted page is known to be right before all of it is there.
+  if (on_slices != nullptr && *cipher == nullptr)
+    ReadInPieces(&operation, expect, at, watch, std::move(on_slices));
+  operation.done = [this, bytes = dst.bytes, watch,
                     done = std::move(done)](FileResult result) mutable {
     watch->Ended(clock_.Now(), IsAnswer(result));
     completions_->Post([this, bytes, result = std::move(result), done = std::move(done)]() mutable {
@@ -272,6 +287,31 @@ void NvmeTier::Read(PageId page, const PageIdentity& expect, MutableRegion dst, 
     });
   };
   Submit(*place.device, std::move(operation));
+}
+
+void NvmeTier::ReadInPieces(FileOperation* read, const PageIdentity& expect, const PagePlace& at,
+                            AnswerWatch* watch, OnSlices on_slices) {
+  const PageShape& shape = expect.shape;
+  const uint64_t whole_blocks = (uint64_t{shape.slice_bytes} + 4095) & ~uint64_t{4095};
+  const uint64_t piece_bytes = std::max(options_.piece_bytes, whole_blocks);
+  const uint64_t tail_offset = TailOffset(shape);
+  if (tail_offset < 2 * piece_bytes) return;  // not worth a second request
+  const MutableRegion slot = read->buffer;
+  read->buffer = {slot.data, tail_offset};
+  read->tail = {slot.data + tail_offset, TailBytes(shape)};
+  read->piece_bytes = piece_bytes;
+  read->check = {};
+  read->check_piece = [this, watch, on_slices = std::move(on_slices),
+                       arrival = std::make_unique<SlotArrival>(slot.data, expect, at.generation)](
+                          uint64_t moved_bytes) -> absl::Status {
+    // Pieces of many pages take turns, so that all of them may end late, and together.
+    watch->Answered(clock_.Now());
+    const uint32_t before = arrival->ready_slices();
+    RETURN_IF_ERROR(arrival->OnBytes(moved_bytes));
+    if (const uint32_t ready = arrival->ready_slices(); ready > before)
+      completions_->Post([on_slices, ready] { on_slices(ready); });
+    return absl::OkStatus();
+  };
 }
 
 void NvmeTier::FinishRead(uint64_t bytes, FileResult result, Done done) {

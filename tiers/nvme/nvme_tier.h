@@ -79,6 +79,8 @@ class NvmeTier final : public DurableTier {
              Done done) override;
   void Read(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
             Done done) override;
+  void ReadBySlices(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
+                    OnSlices on_slices, Done done) override;
   uint64_t capacity_bytes() const override { return allocator_.capacity_bytes(); }
   uint64_t FreeSlots(PoolId pool) const override { return allocator_.FreeSlots(pool); }
   size_t inflight_max() const override { return options_.inflight_max; }
@@ -127,6 +129,11 @@ class NvmeTier final : public DurableTier {
                                      uint64_t generation);
   // Of a read or write operation: hands it to the device. Cannot be refused.
   void Submit(Device& device, transfer::FileOperation operation);
+  // Null `on_slices`: at once.
+  void StartRead(PageId page, const PageIdentity& expect, MutableRegion dst, absl::Time deadline,
+                 OnSlices on_slices, Done done);
+  void ReadInPieces(transfer::FileOperation* read, const PageIdentity& expect, const PagePlace& at,
+                    AnswerWatch* watch, OnSlices on_slices);
   void FinishWrite(uint64_t bytes, transfer::FileResult result, Done done);
   void FinishRead(uint64_t bytes, transfer::FileResult result, Done done);
   void ForgetRecord(PageId page);

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -56,6 +58,51 @@ TEST_P(NvmeTierTest, ReadsBackWhatWasWritten) {
   EXPECT_EQ(running->stats().used_pages, 20u);
   EXPECT_EQ(running->stats().in_flight, 0u);
   EXPECT_EQ(running->CheckInvariants(), absl::OkStatus());
+}
+
+TEST_P(NvmeTierTest, SlicesAreToldInOrderWithTheirBytesInPlace) {
+  // Slices within a piece, over several pieces, and with their end in the tail.
+  const PageShape shapes[] = {{20, 1000}, {6, 21001}, {3, 4096}, {3, 8191}, {1024, 16}};
+  NvmeOptions options = Options();
+  options.piece_bytes = 4096;
+  auto running = Start(options);
+  for (uint32_t i = 0; i < std::size(shapes); ++i) {
+    const PageShape shape = shapes[i];
+    running->OnCore([&] {
+      ASSERT_TRUE(
+          running->tier().OpenPool(PoolId(100 + i), {.slot_bytes = shape.slot_bytes()}).ok());
+    });
+    TestPage content(i, shape), into(shape);
+    const auto page = running->Reserve(PoolId(100 + i));
+    ASSERT_TRUE(page.ok()) << page.status();
+    ASSERT_EQ(running->Write(*page, content), absl::OkStatus());
+    std::vector<uint32_t> told;
+    ASSERT_EQ(running->ReadBySlices(*page, content.identity(), into.region(),
+                                    [&](uint32_t ready) {
+                                      told.push_back(ready);
+                                      EXPECT_EQ(
+                                          std::memcmp(into.region().data, content.region().data,
+                                                      uint64_t{ready} * shape.slice_bytes),
+                                          0);
+                                    }),
+              absl::OkStatus());
+    EXPECT_TRUE(into.SameBytes(content)) << "trailer included";
+    EXPECT_TRUE(std::ranges::is_sorted(told));
+    EXPECT_GE(told.size(), 2u) << i;
+    EXPECT_EQ(told.back(), shape.num_slices);
+  }
+  EXPECT_EQ(running->stats().in_flight, 0u);
+}
+
+TEST_P(NvmeTierTest, SmallPagesAreReadAtOnce) {
+  auto running = Start();  // pieces of 1 MiB
+  TestPage content(1, kTestShape), into(kTestShape);
+  const auto page = running->Store(content);
+  ASSERT_TRUE(page.ok());
+  EXPECT_EQ(running->ReadBySlices(*page, content.identity(), into.region(),
+                                  [](uint32_t) { ADD_FAILURE() << "told"; }),
+            absl::OkStatus());
+  EXPECT_TRUE(into.SameBytes(content));
 }
 
 TEST_P(NvmeTierTest, AllShapesOfTailsReadBack) {

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "kvstore/base/page_trailer.h"
+#include "transfer/memory/page_codec.h"
 
 namespace kvstore::tiers {
 
@@ -30,5 +31,28 @@ absl::Status MakeTail(std::byte* tail, const std::byte* slot, const PageIdentity
 // what belongs to the disk (generation, record checksum): the slot is as it was before MakeTail().
 // Errors: DataLoss, with what differs.
 absl::Status AcceptSlot(std::byte* slot, const PageIdentity& expect, uint64_t generation);
+
+// As AcceptSlot() for a slot that arrives tail first and then from its start on: says how many
+// leading slices are there and right. Checks each of them once, against a table of its own.
+//
+// Confined to one thread.
+class SlotArrival {
+ public:
+  SlotArrival(std::byte* slot, const PageIdentity& expect, uint64_t generation)
+      : slot_(slot), expect_(expect), generation_(generation) {}
+
+  // `moved_bytes`: of the slot's bytes before its tail, rising to all of them; 0, first, when only
+  // the tail is there. Errors: DataLoss, with what differs.
+  absl::Status OnBytes(uint64_t moved_bytes);
+  // Leading slices that were checked.
+  uint32_t ready_slices() const { return ready_slices_; }
+
+ private:
+  std::byte* const slot_;
+  const PageIdentity expect_;
+  const uint64_t generation_;
+  transfer::SliceTable table_;
+  uint32_t ready_slices_ = 0;
+};
 
 }  // namespace kvstore::tiers

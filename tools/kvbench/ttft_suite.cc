@@ -267,6 +267,21 @@ constexpr char kPeersNote[] =
     "ms, GPU hit 13.5 / 25.8 / 35.7 / 53.3, CPU-offload hit at its best 40 / 60 / 126 / 216; "
     "transformers with sdpa: cold 254 / 593 / 1394 / 3733, GPU hit 25 / 38 / 65 / 118";
 
+// What a long run has found so far.
+void ShowTimes(uint32_t tokens, const Times& times) {
+  std::string line = absl::StrCat(tokens, " tokens:");
+  const auto add = [&line](const char* name, const Sample& sample) {
+    if (sample.size() > 0) absl::StrAppend(&line, " ", name, " ", FormatNumber(sample.Median()));
+  };
+  add("cold", times.cold);
+  add("gpu_first", times.gpu_first);
+  add("gpu", times.gpu);
+  add("dram_first", times.dram_first);
+  add("dram", times.dram);
+  add("nvme", times.nvme);
+  ShowProgress(absl::StrCat(line, " ms"));
+}
+
 absl::Status RunOnCuda(const Settings& settings, const ModelShape& shape, TtftRun& run,
                        const PinnedCopy& link, Report& report) {
   std::vector<Times> times(settings.prompt_tokens.size());
@@ -275,6 +290,7 @@ absl::Status RunOnCuda(const Settings& settings, const ModelShape& shape, TtftRu
     for (int repeat = 0; repeat < settings.repeats; ++repeat) {
       ShowProgress(absl::StrCat(tokens, " tokens, prompt ", repeat + 1, " of ", settings.repeats));
       RETURN_IF_ERROR(run.Repeat(tokens, tokens * 1000 + static_cast<uint64_t>(repeat), times[i]));
+      ShowTimes(tokens, times[i]);
     }
   }
   ShowProgress("GPU hits of a new engine process");

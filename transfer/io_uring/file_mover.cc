@@ -11,6 +11,7 @@ namespace kvstore::transfer {
 namespace {
 
 constexpr size_t kPieceBytesMax = size_t{1} << 30;  // the kernel's limit for one registered buffer
+constexpr uint64_t kDirectAlignment = 4096;
 
 }  // namespace
 
@@ -114,6 +115,11 @@ absl::Status FileMover::Impl::Submit(FileOperation operation) {
   if (operation.buffer.bytes == 0) {
     return absl::InvalidArgumentError("a file operation without a buffer");
   }
+  if (operation.piece_bytes > 0 &&
+      (operation.direction != FileDirection::kRead || operation.tail.bytes == 0 ||
+       operation.piece_bytes % kDirectAlignment != 0 || !operation.check_piece)) {
+    return absl::InvalidArgumentError("pieces are of reads with a tail, and of whole 4096 bytes");
+  }
   bool must_wake = false;
   {
     absl::MutexLock lock(&mutex_);
@@ -126,6 +132,10 @@ absl::Status FileMover::Impl::Submit(FileOperation operation) {
     ++stats_.in_flight;
     Incoming incoming;
     if (operation.tail.bytes == 0) incoming.buffer_index = registered_.Find(operation.buffer);
+    // Pieces are one part each, and lie in one region when the tail follows the buffer in memory.
+    if (operation.piece_bytes > 0 &&
+        operation.buffer.data + operation.buffer.bytes == operation.tail.data)
+      incoming.buffer_index = registered_.Find({operation.buffer.data, operation.bytes()});
     incoming.operation = std::move(operation);
     incoming_.push_back(std::move(incoming));
     std::swap(must_wake, is_asleep_);

@@ -48,6 +48,7 @@ struct FileResult {
 struct FileOperation {
   using Prepare = absl::AnyInvocable<absl::Status(FileOperation&)>;
   using Check = absl::AnyInvocable<absl::Status()>;
+  using CheckPiece = absl::AnyInvocable<absl::Status(uint64_t moved_bytes)>;
   using Done = absl::AnyInvocable<void(FileResult)>;
 
   FileDirection direction = FileDirection::kRead;
@@ -62,6 +63,13 @@ struct FileOperation {
   // sizes. ResourceExhausted: not now, it is asked again; other errors end the operation.
   Prepare prepare{};
   Check check{};  // optional; after all bytes moved: an error is the operation's result
+  // Of a read: moves `tail` first and then `buffer` in pieces of so many bytes, each of them behind
+  // whatever else waits by then. So operations that begin together advance together, and what
+  // arrived can be used early. A multiple of 4096; 0: everything at once.
+  uint64_t piece_bytes = 0;
+  // With piece_bytes, in place of `check`: after the tail (0) and after each piece, with the leading
+  // bytes of `buffer` that are there. An error is the operation's result; nothing more is moved.
+  CheckPiece check_piece{};
   Done done{};
 
   uint64_t bytes() const { return buffer.bytes + tail.bytes; }

@@ -1,6 +1,7 @@
 // The file mover against a scripted kernel: every result that a kernel may give, in every order.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cerrno>
 #include <deque>
 #include <map>
@@ -143,6 +144,113 @@ TEST_F(FileMoverFaultTest, ContinuesAcrossTheTail) {
   EXPECT_EQ(kernel_.first_parts[1].iov_base, tail + 512);
   EXPECT_EQ(kernel_.first_parts[1].iov_len, 4096u - 512);
   EXPECT_EQ(kernel_.started[1].offset, 8192u + 512);
+}
+
+class FileMoverPieces : public FileMoverFaultTest {
+ protected:
+  struct Outcome {
+    std::vector<uint64_t> told;
+    FileResult result;
+    absl::Notification done;
+  };
+  // Reads two pieces of 4096 and a tail of 4096 from `offset`.
+  void Start(Outcome& outcome, uint64_t offset, FileOperation::CheckPiece check_piece,
+             absl::Time deadline = absl::InfiniteFuture()) {
+    FileOperation read{.file = file_,
+                       .offset = offset,
+                       .buffer = {memory_ + offset, 8192},
+                       .tail = {memory_ + offset + 8192, 4096},
+                       .deadline = deadline,
+                       .piece_bytes = 4096};
+    read.check_piece = [&outcome, check = std::move(check_piece)](uint64_t moved_bytes) mutable {
+      outcome.told.push_back(moved_bytes);
+      return check(moved_bytes);
+    };
+    read.done = [&outcome](FileResult result) {
+      outcome.result = std::move(result);
+      outcome.done.Notify();
+    };
+    ASSERT_TRUE(mover_->Submit(std::move(read)).ok());
+  }
+  static absl::Status Fine(uint64_t) { return absl::OkStatus(); }
+  std::vector<uint64_t> Offsets() {
+    absl::MutexLock lock(&kernel_.mutex);
+    std::vector<uint64_t> offsets;
+    for (const IoRequest& request : kernel_.started) offsets.push_back(request.offset);
+    return offsets;
+  }
+};
+
+TEST_F(FileMoverPieces, TailsComeFirstAndThenPiecesInTurn) {
+  std::vector<IoRequest> held;
+  std::atomic<int> num_held{0};
+  kernel_.on_start = [&](ScriptedKernel& kernel, const IoRequest& request) {
+    if (held.size() == 2) return kernel.Report(request.tag, Bytes(request));
+    held.push_back(request);
+    ++num_held;
+  };
+  Make(/*depth=*/2);
+  Outcome a, b;
+  Start(a, 0, Fine);
+  Start(b, 16384, Fine);
+  while (num_held.load() < 2) absl::SleepFor(absl::Milliseconds(1));
+  {
+    absl::MutexLock lock(&kernel_.mutex);  // both in one look of the progress thread
+    kernel_.results = {{held[0].tag, 4096}, {held[1].tag, 4096}};
+  }
+  a.done.WaitForNotification();
+  b.done.WaitForNotification();
+  EXPECT_TRUE(a.result.status.ok() && b.result.status.ok());
+  EXPECT_EQ(Offsets(), (std::vector<uint64_t>{8192, 16384 + 8192, 0, 16384, 4096, 16384 + 4096}));
+  EXPECT_EQ(a.told, (std::vector<uint64_t>{0, 4096, 8192}));
+  EXPECT_EQ(mover_->stats().read_bytes, 2u * 12288);
+}
+
+TEST_F(FileMoverPieces, AShortPieceIsContinuedBeforeItIsTold) {
+  kernel_.on_start = [](ScriptedKernel& kernel, const IoRequest& request) {
+    kernel.Report(request.tag, std::min(Bytes(request), 2048));
+  };
+  Make();
+  Outcome read;
+  Start(read, 0, Fine);
+  read.done.WaitForNotification();
+  EXPECT_TRUE(read.result.status.ok());
+  EXPECT_EQ(Offsets(), (std::vector<uint64_t>{8192, 10240, 0, 2048, 4096, 6144}));
+  EXPECT_EQ(read.told, (std::vector<uint64_t>{0, 4096, 8192}));
+}
+
+TEST_F(FileMoverPieces, NothingMoreIsReadOfWhatIsWrong) {
+  kernel_.on_start = [](ScriptedKernel& kernel, const IoRequest& request) {
+    kernel.Report(request.tag, Bytes(request));
+  };
+  Make();
+  Outcome read;
+  Start(read, 0, [](uint64_t moved_bytes) {
+    return moved_bytes == 0 ? absl::OkStatus() : absl::DataLossError("differs");
+  });
+  read.done.WaitForNotification();
+  EXPECT_TRUE(absl::IsDataLoss(read.result.status));
+  EXPECT_EQ(Offsets(), (std::vector<uint64_t>{8192, 0}));
+  EXPECT_EQ(mover_->stats().in_flight, 0u);
+}
+
+TEST_F(FileMoverPieces, ADeadlineBetweenTwoPiecesIsKept) {
+  kernel_.on_start = [](ScriptedKernel& kernel, const IoRequest& request) {
+    kernel.Report(request.tag, Bytes(request));
+  };
+  Make();
+  Outcome read;
+  const absl::Time deadline = clock_.Now() + absl::Milliseconds(20);
+  Start(
+      read, 0,
+      [&](uint64_t) {
+        absl::SleepFor(deadline + absl::Milliseconds(5) - clock_.Now());
+        return absl::OkStatus();
+      },
+      deadline);
+  read.done.WaitForNotification();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(read.result.status)) << read.result.status;
+  EXPECT_EQ(Offsets().size(), 1u);
 }
 
 TEST_F(FileMoverFaultTest, AnOddShortTransferIsAFailure) {

@@ -65,6 +65,7 @@ class FileMover::Impl {
   void HandleResult(const IoResult& result);
   void Retry(uint32_t index);
   void FinishArrived();
+  void FinishPiece(uint32_t index, ActiveOperation& active);
   void Finish(uint32_t index, FileResult result) ABSL_LOCKS_EXCLUDED(mutex_);
   std::string Describe(const ActiveOperation& active) const;
   void Wake();

@@ -30,7 +30,8 @@ struct ActiveOperation {
   uint32_t retries = 0;
   int buffer_index = -1;
   uint64_t moved_bytes = 0;
-  iovec parts[2] = {};  // what is left to move
+  uint64_t position = 0;  // in the file, from operation.offset on: where `parts` begin
+  iovec parts[2] = {};    // what is left to move; of the present piece, if there are pieces
   int num_parts = 0;
   FileOperation operation;
 };

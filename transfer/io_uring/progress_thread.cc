@@ -27,6 +27,7 @@ constexpr absl::Duration kScriptedPoll = absl::Microseconds(500);
 
 void Advance(ActiveOperation& active, uint64_t bytes) {
   active.moved_bytes += bytes;
+  active.position += bytes;
   while (bytes > 0) {
     iovec& first = active.parts[0];
     const uint64_t step = std::min<uint64_t>(bytes, first.iov_len);
@@ -40,8 +41,27 @@ void Advance(ActiveOperation& active, uint64_t bytes) {
   }
 }
 
+uint64_t PartBytes(const ActiveOperation& active) {
+  return active.parts[0].iov_len + (active.num_parts == 2 ? active.parts[1].iov_len : 0);
+}
+
+// Requires: the tail and all pieces before `at` have moved.
+void SetPiece(ActiveOperation& active, uint64_t at) {
+  const FileOperation& operation = active.operation;
+  const uint64_t bytes = std::min(operation.piece_bytes, operation.buffer.bytes - at);
+  active.position = at;
+  active.parts[0] = {operation.buffer.data + at, bytes};
+  active.num_parts = 1;
+}
+
 void SetParts(ActiveOperation& active) {
   const FileOperation& operation = active.operation;
+  if (operation.piece_bytes > 0) {
+    active.position = operation.buffer.bytes;
+    active.parts[0] = {operation.tail.data, operation.tail.bytes};
+    active.num_parts = 1;
+    return;
+  }
   active.parts[0] = {operation.buffer.data, operation.buffer.bytes};
   active.parts[1] = {operation.tail.data, operation.tail.bytes};
   active.num_parts = operation.tail.bytes > 0 ? 2 : 1;
@@ -229,7 +249,7 @@ bool FileMover::Impl::StartOne(uint32_t index) {
                                            .buffer_index = active.buffer_index,
                                            .parts = active.parts,
                                            .num_parts = active.num_parts,
-                                           .offset = operation.offset + active.moved_bytes});
+                                           .offset = operation.offset + active.position});
   if (!is_started) return false;
   active.state = State::kInKernel;
   ++in_kernel_;
@@ -289,7 +309,7 @@ void FileMover::Impl::HandleResult(const IoResult& result) {
     Finish(index, {FileStatus(-result.result, Describe(*active)), -result.result});
     return;
   }
-  const uint64_t left = active->operation.bytes() - active->moved_bytes;
+  const uint64_t left = PartBytes(*active);
   const auto moved = static_cast<uint64_t>(result.result);
   if (moved > left) {
     Finish(index, {absl::InternalError(absl::StrCat(Describe(*active), ": the kernel reports ",
@@ -298,6 +318,7 @@ void FileMover::Impl::HandleResult(const IoResult& result) {
     return;
   }
   if (moved == left) {
+    active->moved_bytes += moved;
     active->state = State::kArrived;
     arrived_.push_back(index);
     return;
@@ -331,11 +352,35 @@ void FileMover::Impl::FinishArrived() {
   while (!arrived_.empty() && bytes < kCheckBytesPerTurn) {
     const uint32_t index = arrived_.front();
     arrived_.pop_front();
-    FileOperation& operation = table_.at(index).operation;
+    ActiveOperation& active = table_.at(index);
+    FileOperation& operation = active.operation;
+    if (operation.piece_bytes > 0) {
+      bytes += operation.piece_bytes;
+      FinishPiece(index, active);
+      continue;
+    }
     bytes += operation.bytes();
     absl::Status status = operation.check ? operation.check() : absl::OkStatus();
     Finish(index, {std::move(status), 0});
   }
+}
+
+void FileMover::Impl::FinishPiece(uint32_t index, ActiveOperation& active) {
+  FileOperation& operation = active.operation;
+  const uint64_t of_buffer = active.moved_bytes - operation.tail.bytes;
+  absl::Status status = operation.check_piece(of_buffer);
+  if (!status.ok() || of_buffer == operation.buffer.bytes)
+    return Finish(index, {std::move(status), 0});
+  // One that passed while this piece was here is not waited for any more.
+  if (operation.deadline <= clock_.Now()) {
+    return Finish(index, {absl::DeadlineExceededError(absl::StrCat(Describe(active), ": too slow, ",
+                                                                   of_buffer, " bytes moved")),
+                          ETIME});
+  }
+  SetPiece(active, of_buffer);
+  active.retries = 0;
+  active.state = State::kWaiting;
+  waiting_.push_back(table_.Tag(index));
 }
 
 void FileMover::Impl::Finish(uint32_t index, FileResult result) {
@@ -349,7 +394,7 @@ void FileMover::Impl::Finish(uint32_t index, FileResult result) {
     ++stats_.operations;
     if (active.state == State::kArrived) {
       const bool is_read = active.operation.direction == FileDirection::kRead;
-      (is_read ? stats_.read_bytes : stats_.write_bytes) += active.operation.bytes();
+      (is_read ? stats_.read_bytes : stats_.write_bytes) += active.moved_bytes;
       if (active.buffer_index >= 0) ++stats_.registered_operations;
     } else if (absl::IsDeadlineExceeded(result.status)) {
       ++stats_.deadline_misses;

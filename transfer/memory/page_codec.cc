@@ -82,12 +82,8 @@ absl::Status CopySlices(std::byte* dst, const std::byte* src, const PageIdentity
 
 absl::Status VerifySlices(const std::byte* slot, const PageIdentity& expect,
                           const SliceTable& table) {
-  const uint64_t block_seed = BlockSeedOf(expect);
-  const size_t slice_bytes = expect.shape.slice_bytes;
   for (uint32_t i = 0; i < expect.shape.num_slices; ++i) {
-    if (SliceChecksum(slot + i * slice_bytes, slice_bytes, block_seed, i) != table[i]) {
-      return SliceDiffers(expect, i);
-    }
+    if (absl::Status status = VerifySlice(slot, expect, table, i); !status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -184,6 +180,14 @@ absl::Status CopySliceFromSlot(std::byte* slice, const std::byte* slot, const Pa
   const size_t slice_bytes = expect.shape.slice_bytes;
   const uint64_t found = kernels::CopyChecksum(slice, slot + slice_index * slice_bytes, slice_bytes,
                                                SliceSeed(BlockSeedOf(expect), slice_index));
+  return found == table[slice_index] ? absl::OkStatus() : SliceDiffers(expect, slice_index);
+}
+
+absl::Status VerifySlice(const std::byte* slot, const PageIdentity& expect, const SliceTable& table,
+                         uint32_t slice_index) {
+  const size_t slice_bytes = expect.shape.slice_bytes;
+  const uint64_t found = SliceChecksum(slot + slice_index * slice_bytes, slice_bytes,
+                                       BlockSeedOf(expect), slice_index);
   return found == table[slice_index] ? absl::OkStatus() : SliceDiffers(expect, slice_index);
 }
 

@@ -69,6 +69,9 @@ absl::Status CopySliceFromSlot(std::byte* slice, const std::byte* slot, const Pa
 // Checks that the slice checksums in `slot` are those that expect.page_checksum was taken over, and
 // forgets them.
 absl::Status CheckSliceTable(const std::byte* slot, const PageIdentity& expect);
+// Checks one slice in place. `table` was loaded from this slot. Errors: DataLoss.
+absl::Status VerifySlice(const std::byte* slot, const PageIdentity& expect, const SliceTable& table,
+                         uint32_t slice_index);
 // Checks all slices in place.
 absl::Status VerifySlot(const std::byte* slot, const PageIdentity& expect);
 // For a slot that a device copied here as it was: VerifySlot(), then writes the trailer from
