@@ -3,7 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
-#include "engine_adapter/serving/http_server.h"
+#include "engine_adapter/serving/listen_address.h"
 #include "engine_adapter/serving/scheduler.h"
 #include "kvstore/base/units.h"
 

@@ -89,6 +89,19 @@ TEST(CommandLine, WrongUsageIsExitCodeTwo) {
       {"generate", "--model", "m", "--prompt", "p", "--temperature", "-1"},
       {"generate", "--model", "m", "--prompt", "p", "--unknown"},
       {"serve-everything"},
+      {"serve"},
+      {"serve", "--model", "m", "--http", "8000"},
+      {"serve", "--model", "m", "--http", "example.org:8000"},
+      {"serve", "--model", "m", "--http", "127.0.0.1:65536"},
+      {"serve", "--model", "m", "--http", "0.0.0.0:8000"},
+      {"serve", "--model", "m", "--http", "[::]:8000"},
+      {"serve", "--model", "m", "--grpc", "10.0.0.1:8001"},
+      {"serve", "--model", "m", "--grpc", "unix:"},
+      {"serve", "--model", "m", "--kv-memory", "lots"},
+      {"serve", "--model", "m", "--drain-time", "soon"},
+      {"serve", "--model", "m", "--max-sequences", "0"},
+      {"serve", "--model", "m", "--step-tokens", "7"},
+      {"serve", "--model", "m", "--device", "cuda", "--kv-dtype", "f32"},
   };
   for (const auto& words : wrong) {
     const auto parsed = Parse(words);
@@ -117,6 +130,46 @@ TEST(CommandLine, BatchHasTheOptionsOfTheEngine) {
   EXPECT_EQ(command->engine.store_target, "unix:s");
   EXPECT_EQ(command->engine.device, Device::kCuda);
   EXPECT_EQ(command->engine.block_tokens, 256);
+}
+
+TEST(CommandLine, ReadsTheFlagsOfServe) {
+  const auto parsed = Parse({"serve",   "--model",
+                             "m",       "--http",
+                             "[::1]:0", "--grpc",
+                             "unix:s",  "--store",
+                             "unix:t",  "--served-name",
+                             "n",       "--context",
+                             "100",     "--kv-memory",
+                             "1MiB",    "--queue",
+                             "0",       "--max-sequences",
+                             "3",       "--step-tokens",
+                             "9",       "--connections",
+                             "17",      "--drain-time",
+                             "250ms",   "--default-max-tokens",
+                             "5"});
+  const auto* command = std::get_if<ServeCommand>(&parsed);
+  ASSERT_NE(command, nullptr);
+  EXPECT_EQ(command->engine.store_target, "unix:t");
+  EXPECT_EQ(command->http_address, "[::1]:0");
+  EXPECT_EQ(command->grpc_address, "unix:s");
+  EXPECT_EQ(command->model_name, "n");
+  EXPECT_EQ(command->context_tokens, 100);
+  EXPECT_EQ(command->kv_bytes, uint64_t{1} << 20);
+  EXPECT_EQ(command->queue_max, 0);
+  EXPECT_EQ(command->sequences_max, 3);
+  EXPECT_EQ(command->step_tokens, 9);
+  EXPECT_EQ(command->connections_max, 17u);
+  EXPECT_EQ(command->drain_time, absl::Milliseconds(250));
+  EXPECT_EQ(command->default_max_tokens, 5);
+}
+
+TEST(CommandLine, BeyondLoopbackServeNeedsAKey) {
+  const std::vector<std::string> words = {"serve", "--model", "m", "--http", "0.0.0.0:8000"};
+  std::vector<std::string> with_key = words;
+  with_key.insert(with_key.end(), {"--api-key-file", "k"});
+  const auto without = Parse(words), with = Parse(with_key);
+  EXPECT_EQ(std::get<int>(without), kExitUsage);
+  EXPECT_EQ(std::get<ServeCommand>(with).api_key_file, "k");
 }
 
 TEST(CommandLine, HelpShowsAnExampleAndIsExitCodeZero) {

@@ -183,7 +183,7 @@ class Server {
                                                      .block_tokens = block_tokens,
                                                      .created = absl::ToUnixSeconds(absl::Now())},
                                     *service_, *scheduler_, metrics_, edge_);
-    ASSIGN_OR_RETURN(const HttpAddress address, ParseListenAddress(command.http_address));
+    ASSIGN_OR_RETURN(const ListenAddress address, ParseListenAddress(command.http_address));
     ASSIGN_OR_RETURN(
         http_, HttpServer::Start({.address = address, .connections_max = command.connections_max},
                                  api_->Callbacks()));

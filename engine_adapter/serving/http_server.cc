@@ -13,7 +13,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <charconv>
 #include <map>
 #include <thread>
 #include <utility>
@@ -42,32 +41,6 @@ std::optional<std::string> Field(MHD_Connection* connection, const char* name) {
 }
 
 }  // namespace
-
-absl::StatusOr<HttpAddress> ParseListenAddress(std::string_view text) {
-  const size_t colon = text.rfind(':');
-  if (colon == std::string_view::npos) return absl::InvalidArgumentError("no port");
-  HttpAddress address{.host = std::string(text.substr(0, colon))};
-  if (address.host.starts_with("[") && address.host.ends_with("]")) {
-    address.host = address.host.substr(1, address.host.size() - 2);
-    address.is_ipv6 = true;
-  } else if (address.host == "localhost") {
-    address.host = "127.0.0.1";
-  }
-  in6_addr v6{};
-  in_addr v4{};
-  if (inet_pton(address.is_ipv6 ? AF_INET6 : AF_INET, address.host.c_str(),
-                address.is_ipv6 ? static_cast<void*>(&v6) : &v4) != 1) {
-    return absl::InvalidArgumentError("the host is neither a numeric address nor localhost");
-  }
-  address.is_loopback =
-      address.is_ipv6 ? IN6_IS_ADDR_LOOPBACK(&v6) != 0 : (ntohl(v4.s_addr) >> 24) == 127;
-  const char* end = text.data() + text.size();
-  const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, address.port);
-  if (error != std::errc() || rest != end) {
-    return absl::InvalidArgumentError("the port is not 0 to 65535");
-  }
-  return address;
-}
 
 // The library has no thread of its own: ours polls its descriptors, those of clients that wait for
 // an answer (the library does not look at them meanwhile), and an eventfd.

@@ -21,19 +21,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "engine_adapter/serving/listen_address.h"
 
 struct MHD_Connection;
 
 namespace kvstore::engine {
-
-struct HttpAddress {
-  std::string host;   // "127.0.0.1", "::1": numeric
-  uint16_t port = 0;  // 0: the kernel chooses
-  bool is_ipv6 = false;
-  bool is_loopback = true;
-};
-// "127.0.0.1:8000", "[::1]:8000", "localhost:8000", "0.0.0.0:8000". Errors: InvalidArgument.
-absl::StatusOr<HttpAddress> ParseListenAddress(std::string_view text);
 
 // The body of a request. It counts against the server's bodies_bytes_max for as long as it exists.
 class HttpBody {
@@ -128,7 +120,7 @@ class HttpExchange {
 };
 
 struct HttpServerOptions {
-  HttpAddress address;
+  ListenAddress address;
   unsigned connections_max = 256;
   size_t body_bytes_max = 8 << 20;
   size_t bodies_bytes_max = 64 << 20;  // of all that are being received or wait to be read

@@ -279,8 +279,9 @@ TEST_F(SchedulerTest, ASlowSaveHoldsAPlaceAndNotTheAnswer) {
   Start({.sequences_max = 1, .step_tokens = 16});
   Submit(Request(1, 20, 2))->Wait();
   const auto next = Submit(Request(2, 20, 2));
-  EXPECT_EQ(scheduler_->state().closing, 1);
+  while (scheduler_->state().closing != 1) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(scheduler_->state().waiting, 1);
+  EXPECT_FALSE(next->has_ended());
   gate->Notify();
   next->Wait();
 }
