@@ -68,9 +68,8 @@ class CudaPageMover final : public PageMover {
 
   const CudaPageMoverParts parts_;
   const std::shared_ptr<client::DeviceSlabs> device_slabs_;  // shared with clients
-  transfer::CudaStream load_stream_, check_stream_;          // of the sequence's thread
-  absl::Mutex save_mutex_;                                   // one of the savers at a time
-  transfer::CudaStream save_stream_ ABSL_GUARDED_BY(save_mutex_);
+  const transfer::CudaStream load_stream_, check_stream_, save_stream_;
+  absl::Mutex save_mutex_;  // one of the savers at a time: one waits for its own copies
 
   struct Checked {
     uint64_t generation = 0;

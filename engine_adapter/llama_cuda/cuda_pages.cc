@@ -25,6 +25,7 @@ absl::StatusOr<std::unique_ptr<CudaPages>> CudaPages::Create(
   ASSIGN_OR_RETURN(pages->memory_,
                    transfer::DeviceMemory::Create(std::move(context), bytes, std::move(range)));
   auto* const first = reinterpret_cast<std::byte*>(pages->memory_->data());
+  absl::MutexLock lock(&pages->mutex_);
   for (int64_t slot = num_pages; slot-- > 0;) {
     pages->free_.push_back(first + static_cast<uint64_t>(slot) * page_bytes);
   }
@@ -32,18 +33,28 @@ absl::StatusOr<std::unique_ptr<CudaPages>> CudaPages::Create(
 }
 
 absl::StatusOr<PageMemory::Page> CudaPages::Allocate(Fill fill) {
-  if (free_.empty()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("all ", num_pages_, " KV pages of the device are in use"));
+  std::byte* data = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (free_.empty()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("all ", num_pages_, " KV pages of the device are in use"));
+    }
+    data = free_.back();
+    free_.pop_back();
   }
-  Page page(free_.back(), Return(this));
-  free_.pop_back();
+  Page page(data, Return(this));
   if (fill == Fill::kNan) {
     RETURN_IF_RUNTIME_ERROR(
-        cudaMemsetAsync(page.get(), 0xff, static_cast<size_t>(layout_.page_bytes()), stream_),
+        cudaMemsetAsync(data, 0xff, static_cast<size_t>(layout_.page_bytes()), stream_),
         "a new KV page");
   }
   return page;
+}
+
+void CudaPages::Free(std::byte* page) {
+  absl::MutexLock lock(&mutex_);
+  free_.push_back(page);
 }
 
 }  // namespace kvstore::engine

@@ -304,7 +304,8 @@ absl::Status Lease::VerifyPage(uint32_t block, absl::Time deadline) {
 
 absl::Status Lease::CheckPage(uint32_t block, std::span<const uint64_t> slice_checksums,
                               absl::Time deadline) {
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, deadline));
+  ASSIGN_OR_RETURN(State::Location location,
+                   state_->Wait(block, state_->shape.num_slices, deadline));
   if (slice_checksums.size() != state_->shape.num_slices) {
     return absl::InvalidArgumentError(absl::StrCat(slice_checksums.size(), " checksums of ",
                                                    state_->shape.num_slices, " slices"));

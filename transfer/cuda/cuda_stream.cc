@@ -59,11 +59,11 @@ absl::Status CudaEvent::Await() const {
 
 absl::StatusOr<CudaStream> CudaStream::Create(std::shared_ptr<CudaContext> context,
                                               Priority priority) {
-  ASSIGN_OR_RETURN(CudaEvent end, CudaEvent::Create(context));
+  RETURN_IF_ERROR(context->Bind());
   CUstream stream = nullptr;
   const int number = priority == Priority::kUrgent ? kMostUrgent : kLeastUrgent;
   RETURN_IF_ERROR(context->Check(context->driver().CreateStream(number, &stream), "a stream"));
-  return CudaStream(std::move(context), stream, std::move(end));
+  return CudaStream(std::move(context), stream);
 }
 
 CudaStream::~CudaStream() {
@@ -71,7 +71,7 @@ CudaStream::~CudaStream() {
   (void)context_->driver().DestroyStream(stream_);
 }
 
-absl::Status CudaStream::Copy(CopyList& copies) {
+absl::Status CudaStream::Copy(CopyList& copies) const {
   RETURN_IF_ERROR(context_->Bind());
   for (size_t first = 0; first < copies.to.size(); first += kCopiesInBatch) {
     const size_t count = std::min(kCopiesInBatch, copies.to.size() - first);
@@ -83,9 +83,10 @@ absl::Status CudaStream::Copy(CopyList& copies) {
   return absl::OkStatus();
 }
 
-absl::Status CudaStream::Synchronize() {
-  RETURN_IF_ERROR(end_.Record(stream_));
-  return end_.Await();
+absl::Status CudaStream::Synchronize() const {
+  ASSIGN_OR_RETURN(CudaEvent end, CudaEvent::Create(context_));
+  RETURN_IF_ERROR(end.Record(stream_));
+  return end.Await();
 }
 
 }  // namespace kvstore::transfer

@@ -1,8 +1,9 @@
 // CudaStream is a stream of a device, CudaEvent a point in one. For those who order copies and
 // kernels among each other on the device; who only wants bytes moved uses CopyEngine.
 //
-// Threads: externally synchronised. Every call binds the context to the calling thread. Ended when
-// destroyed, which does not wait: Synchronize() first while memory of ours is at work.
+// Threads: a stream is thread-safe, what several threads enqueue is in some order; an event is
+// externally synchronised. Every call binds the context to the calling thread. Ended when destroyed,
+// which does not wait: Synchronize() first while memory of ours is at work.
 #pragma once
 
 #include <cstddef>
@@ -59,25 +60,22 @@ class CudaStream {
   enum class Priority { kUrgent, kBackground };
   static absl::StatusOr<CudaStream> Create(std::shared_ptr<CudaContext> context, Priority priority);
   CudaStream(CudaStream&& other) noexcept
-      : context_(std::move(other.context_)),
-        stream_(std::exchange(other.stream_, nullptr)),
-        end_(std::move(other.end_)) {}
+      : context_(std::move(other.context_)), stream_(std::exchange(other.stream_, nullptr)) {}
   CudaStream& operator=(CudaStream&&) = delete;
   ~CudaStream();
 
   CUstream get() const { return stream_; }
   // Enqueues the copies, by the copy engines, in batches of the size that reaches the wire rate.
-  absl::Status Copy(CopyList& copies);
+  absl::Status Copy(CopyList& copies) const;
   // Waits for what was enqueued so far, as CudaEvent::Await().
-  absl::Status Synchronize();
+  absl::Status Synchronize() const;
 
  private:
-  CudaStream(std::shared_ptr<CudaContext> context, CUstream stream, CudaEvent end)
-      : context_(std::move(context)), stream_(stream), end_(std::move(end)) {}
+  CudaStream(std::shared_ptr<CudaContext> context, CUstream stream)
+      : context_(std::move(context)), stream_(stream) {}
 
   std::shared_ptr<CudaContext> context_;  // shared with all that uses the device
   CUstream stream_;
-  CudaEvent end_;
 };
 
 }  // namespace kvstore::transfer
