@@ -149,6 +149,10 @@ class Server {
                                    .page_work = command.engine.device == Device::kCuda
                                                     ? PageWork::kEngineThread
                                                     : PageWork::kOwnThreads,
+                                   .on_failure =
+                                       [](const absl::Status& why) {
+                                         Log(LogLevel::kError, "request failed", {{"status", why}});
+                                       },
                                    .step_tokens = command.step_tokens};
     RETURN_IF_ERROR(options.Validate(backend));
     scheduler_ = std::make_unique<Scheduler>(

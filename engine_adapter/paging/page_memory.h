@@ -37,7 +37,7 @@ class PageMemory {
   virtual void Free(std::byte* page) = 0;
 };
 
-// Pages in this machine's memory.
+// Pages in this machine's memory. Thread-safe.
 class HostPages final : public PageMemory {
  public:
   explicit HostPages(const KvLayout& layout) : layout_(layout) {}

@@ -140,6 +140,7 @@ void HttpExchange::BeginStream(std::string content_type) {
 }
 
 void HttpExchange::Poke() {
+  if (is_poked_.exchange(true)) return;
   if (auto self = self_.lock(); self != nullptr) server_->Poke(std::move(self));
 }
 
@@ -281,6 +282,7 @@ void HttpServerState::RunPoked() {
     now.swap(poked);
   }
   for (const auto& exchange : now) {
+    exchange->is_poked_ = false;  // before on_poke looks: what comes later pokes again
     if (exchange->connection_ == nullptr || exchange->is_gone_) continue;
     if (exchange->events_.on_poke) exchange->events_.on_poke();
     const bool has_news = exchange->answer_.has_value() || exchange->is_ended_ ||
@@ -473,6 +475,9 @@ MHD_Result HttpServerState::SendStream(HttpExchange& exchange) {
 ssize_t HttpServerState::ReadStream(void* context, uint64_t, char* buffer, size_t max) {
   HttpExchange& exchange = *static_cast<HttpExchange*>(context);
   if (exchange.is_gone_) return MHD_CONTENT_READER_END_WITH_ERROR;
+  if (exchange.out_.empty() && !exchange.is_ended_ && exchange.events_.on_poke) {
+    exchange.events_.on_poke();
+  }
   const size_t count = std::min(max, exchange.out_.size());
   if (count > 0) {
     std::copy_n(exchange.out_.data(), count, buffer);

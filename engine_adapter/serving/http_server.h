@@ -80,6 +80,7 @@ class HttpExchange {
  public:
   // What the server calls, on its thread.
   struct Events {
+    // After Poke(), and when the client has read all of a stream that goes on.
     std::function<void()> on_poke;
     std::function<void()> on_gone;  // the client hung up before its answer was whole; once, last
   };
@@ -92,6 +93,7 @@ class HttpExchange {
   void Send(HttpAnswer answer) { answer_ = std::move(answer); }
   void BeginStream(std::string content_type);
   void Write(std::string_view text) { out_ += text; }
+  size_t unread_bytes() const { return out_.size(); }  // written, and not yet taken by the client
   void EndStream() { is_ended_ = true; }
   // The client sees that the answer is not whole.
   void BreakStream() { is_ended_ = is_broken_ = true; }
@@ -114,6 +116,7 @@ class HttpExchange {
   std::string stream_type_;
   std::string out_;
   size_t discarded_bytes_ = 0;
+  std::atomic<bool> is_poked_{false};  // on_poke will be called after it was set
   bool is_body_refused_ = false;
   bool is_handled_ = false;    // on_request has been called
   bool is_queued_ = false;     // the library has the answer

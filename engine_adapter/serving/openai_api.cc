@@ -141,6 +141,7 @@ HttpAnswer OpenAiApi::Health() const {
   if (scheduler_.state().is_draining) {
     return {.code = 503, .body = "{\"status\":\"draining\"}\n"};
   }
+  if (metrics_.is_failing()) return {.code = 503, .body = "{\"status\":\"failing\"}\n"};
   return {.body = "{\"status\":\"ok\"}\n"};
 }
 

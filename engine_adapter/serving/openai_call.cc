@@ -18,6 +18,8 @@ std::string NewId(Endpoint endpoint) {
                          generator());
 }
 
+constexpr size_t kUnreadBytesMax = 64 << 10;
+
 std::string Event(const std::string& json) { return absl::StrCat("data: ", json, "\n\n"); }
 
 }  // namespace
@@ -75,7 +77,9 @@ void OpenAiCall::OnGone() {
   if (is_submitted_ && answer_ != nullptr) service_.Cancel(*answer_);
 }
 
+// A client that does not read costs its text, not the JSON around each piece of it: that waits.
 void OpenAiCall::SendNews() {
+  if (exchange_->unread_bytes() > kUnreadBytesMax) return;
   const AnswerStream::News news = answer_->Take();
   if (news.is_empty()) return;
   has_ended_ = news.end.has_value();

@@ -221,6 +221,7 @@ void Scheduler::RunStep() {
     const Timeline::Time begin = Timeline::Now();
     const absl::Status computed = backend_.ForwardBatch(passes_);
     metrics_.CountStep(static_cast<int64_t>(batch_.size()), step_rows_ - rows_left_, Since(begin));
+    metrics_.CountStepResult(computed.ok());
     for (Job* const job : batch_) AdvanceJob(*job, computed);
   }
   for (JobPtr& job : running_) {
@@ -275,6 +276,7 @@ void Scheduler::ReportEnd(const Job& job) {
     end.load = job.cache->load();
   }
   metrics_.CountEnd(end);
+  if (end.reason == EndReason::kFailed && options_.on_failure) options_.on_failure(end.status);
   job.sink->OnEnd(end);
 }
 

@@ -46,6 +46,8 @@ struct SchedulerOptions {
   int64_t sequences_max = 8;  // loading, running or closing
   int64_t kv_tokens_max = 0;  // of all those together, in whole blocks; at least one block
   PageWork page_work = PageWork::kOwnThreads;
+  // Told of each request that fails, on the engine's thread; may be empty.
+  std::function<void(const absl::Status&)> on_failure = nullptr;
   int64_t step_tokens = 256;  // computed in one step: what a decode step of others may wait for
 
   static constexpr int64_t kQueueMax = 1 << 16;

@@ -91,6 +91,8 @@ std::string ServingMetrics::Page(const SchedulerState& state) const {
          "Sequences in them: divided by the steps, the mean batch.", step_sequences_);
   Single(page, "kvstore_serving_step_tokens_total", kCounter, "Tokens computed in them.",
          step_tokens_);
+  Single(page, "kvstore_serving_failed_steps_total", kCounter, "Steps that the device failed.",
+         failed_steps_);
   Times(page, "kvstore_serving_step_seconds", "Time of a step.", step_time_);
   Times(page, "kvstore_serving_queue_seconds", "Arrival until a place is free.", queue_time);
   Times(page, "kvstore_serving_load_seconds", "Match and load of a prefix.", load_time);

@@ -34,6 +34,12 @@ class ServingMetrics {
 
   void CountRefused(Refusal why) { ++refused_[static_cast<size_t>(why)]; }
   void CountEnd(const AnswerEnd& end) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the last step said; steps of a device that has failed all fail.
+  void CountStepResult(bool is_ok) {
+    is_failing_ = !is_ok;
+    if (!is_ok) ++failed_steps_;
+  }
+  bool is_failing() const { return is_failing_; }
   // A step of `sequences` that computed `tokens`.
   void CountStep(int64_t sequences, int64_t tokens, absl::Duration took);
 
@@ -57,6 +63,8 @@ class ServingMetrics {
   std::atomic<uint64_t> steps_{0};
   std::atomic<uint64_t> step_sequences_{0};
   std::atomic<uint64_t> step_tokens_{0};
+  std::atomic<uint64_t> failed_steps_{0};
+  std::atomic<bool> is_failing_{false};
   LatencyHistogram step_time_;
 
   mutable absl::Mutex mutex_;

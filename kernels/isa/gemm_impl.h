@@ -118,7 +118,7 @@ inline void GemmNarrow(const GemmArgs& g, const GemmBlock& block, int64_t panel)
   t.start = g.bias != nullptr ? Start::kBias : Start::kZero;
   t.start_values = g.bias != nullptr ? g.bias + column : nullptr;
   constexpr int kFitting = kTileElements / kPanels;
-  ComputeRows<kPanels, kFitting < kTileRows ? kFitting : kTileRows>(t, rows);
+  ComputeRows < kPanels, kFitting<kTileRows ? kFitting : kTileRows>(t, rows);
 }
 
 // Many rows: a block of `depth` x panels of weights is widened into scratch and used by every tile

@@ -63,8 +63,8 @@ Scenario DrawScenario(uint64_t seed, Random& random) {
   s.pause_every = random.OneIn(2) ? 80 : 0;
   s.num_clients = random.Between(2, 6);
   s.keeps_dram = random.OneIn(2);
-  const bool is_for_disks = s.family == Family::kPressure || s.family == Family::kDisk ||
-                            s.family == Family::kEverything;
+  const bool is_for_disks =
+      s.family == Family::kPressure || s.family == Family::kDisk || s.family == Family::kEverything;
   s.has_large_pages = is_for_disks && seed / Scenario::kNumFamilies % 2 == 0;
   switch (s.family) {
     case Family::kExact:

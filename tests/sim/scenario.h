@@ -30,7 +30,7 @@ struct Scenario {
   bool has_gpu = true;
   bool has_nvme = true;
   bool has_large_pages = false;  // of the busiest namespace: read in pieces
-  bool keeps_dram = false;  // somebody holds the DRAM tier's memory over a kill
+  bool keeps_dram = false;       // somebody holds the DRAM tier's memory over a kill
   SimMemoryTier::Options gpu{.kind = tiers::TierKind::kGpu};
   SimMemoryTier::Options dram{.kind = tiers::TierKind::kDram};
   uint32_t num_extents = 6;

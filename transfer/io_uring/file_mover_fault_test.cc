@@ -182,19 +182,22 @@ class FileMoverPieces : public FileMoverFaultTest {
 };
 
 TEST_F(FileMoverPieces, TailsComeFirstAndThenPiecesInTurn) {
-  std::atomic<bool> is_open{false};
   std::vector<IoRequest> held;
+  std::atomic<int> num_held{0};
   kernel_.on_start = [&](ScriptedKernel& kernel, const IoRequest& request) {
-    if (!is_open.load()) return held.push_back(request);
-    kernel.Report(request.tag, Bytes(request));
+    if (held.size() == 2) return kernel.Report(request.tag, Bytes(request));
+    held.push_back(request);
+    ++num_held;
   };
   Make(/*depth=*/2);
   Outcome a, b;
   Start(a, 0, Fine);
   Start(b, 16384, Fine);
-  while (Offsets().size() < 2) absl::SleepFor(absl::Milliseconds(1));
-  is_open.store(true);
-  for (const IoRequest& request : held) kernel_.Report(request.tag, 4096);
+  while (num_held.load() < 2) absl::SleepFor(absl::Milliseconds(1));
+  {
+    absl::MutexLock lock(&kernel_.mutex);  // both in one look of the progress thread
+    kernel_.results = {{held[0].tag, 4096}, {held[1].tag, 4096}};
+  }
   a.done.WaitForNotification();
   b.done.WaitForNotification();
   EXPECT_TRUE(a.result.status.ok() && b.result.status.ok());
