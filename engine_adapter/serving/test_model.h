@@ -63,15 +63,17 @@ struct TestModel {
     RandomModelWriter({.vocab = 256}, 42).Write(folder.path());
     config = *ReadModelConfig(folder.path());
     weights = std::make_unique<ModelWeights>(*ModelWeights::Open(folder.path(), config));
-    backend = *CreateCpuBackend(
-        config, *weights,
-        {.block_tokens = 16, .num_threads = 1, .pass_tokens_max = pass_tokens_max});
+    for (std::unique_ptr<Backend>* made : {&backend, &reference}) {
+      *made = *CreateCpuBackend(
+          config, *weights,
+          {.block_tokens = 16, .num_threads = 1, .pass_tokens_max = pass_tokens_max});
+    }
   }
 
   // What the request gets when nobody else is there.
   std::vector<uint32_t> Alone(const GenerateRequest& request) const {
-    PrivatePages pages(backend->page_memory());
-    auto result = Generate(*backend, pages, request, {});
+    PrivatePages pages(reference->page_memory());
+    auto result = Generate(*reference, pages, request, {});
     EXPECT_TRUE(result.ok()) << result.status();
     return result->output_ids;
   }
@@ -80,6 +82,7 @@ struct TestModel {
   ModelConfig config;
   std::unique_ptr<ModelWeights> weights;
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<Backend> reference;  // of the test's thread: the other one may be at work
 };
 
 }  // namespace kvstore::engine
