@@ -14,7 +14,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import engine_reference as er  # noqa: E402
-from engine_server import EngineServer, generate, make_chat_model  # noqa: E402
+from engine_server import EngineServer, generate, make_chat_model, value_of  # noqa: E402
 from mainjob.daemon import Daemon  # noqa: E402
 
 pytestmark = pytest.mark.skipif(er.kvengine() is None, reason="kvengine is not built")
@@ -122,6 +122,21 @@ def test_a_daemon_killed_under_a_running_engine_costs_the_reuse_and_comes_back(m
         daemon.wait_until("reuse after the restart", is_warm)
 
 
+def test_a_daemon_that_comes_back_empty_is_used_again(model, bin_dir, tmp_path):
+    with Daemon(bin_dir, '[tier.dram]\nbytes = "64MiB"\n', folder=tmp_path) as daemon, EngineServer(model, tmp_path, "--store", daemon.target) as server:
+
+        def cached():
+            usage = server.complete(prompt=PROMPT, max_tokens=1)["usage"]
+            server.wait_until_idle()
+            return usage["prompt_tokens_details"]["cached_tokens"]
+
+        assert [cached(), cached()] == [0, BLOCKS_TOKENS]
+        daemon.kill()
+        assert cached() == 0
+        daemon.start()
+        daemon.wait_until("reuse", lambda: cached() == BLOCKS_TOKENS)
+
+
 def test_an_engine_that_starts_before_its_daemon_uses_it_when_it_comes(model, daemon, tmp_path):
     daemon.stop()
     with EngineServer(model, tmp_path, "--store", daemon.target) as server:
@@ -148,10 +163,15 @@ def test_a_frozen_daemon_delays_loads_and_not_those_who_decode(model, daemon, tm
                 with ThreadPoolExecutor(1) as pool:
                     other = pool.submit(server.complete, prompt=PROMPT, max_tokens=1)
                     server.wait_until("it waits for the store", lambda: server.requests()["loading"] == 1)
-                    before = server.metric("kvstore_serving_output_tokens_total") + server.metric("kvstore_serving_steps_total")
-                    for _ in range(50):
-                        next(stream)  # tokens go on while the load waits
-                    assert server.metric("kvstore_serving_steps_total") > before
+                    before = server.metric("kvstore_serving_steps_total")
+
+                    def computes_while_it_waits():
+                        samples = server.samples()
+                        assert value_of(samples, "kvstore_serving_requests", state="loading") == 1, "the load did not wait, or stopped the steps"
+                        return value_of(samples, "kvstore_serving_steps_total") >= before + 20
+
+                    server.wait_until("steps go on", computes_while_it_waits)
+                    next(stream)
                     answer = other.result()
                 assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
                 assert sum(answer["usage"]["kvstore"]["load_failures"].values()) == BLOCKS_TOKENS // 16

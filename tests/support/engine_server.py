@@ -82,18 +82,19 @@ class EngineServer:
         assert status == 200, text
         return json.loads(text)
 
-    def metric(self, name, **labels):
+    def samples(self):
+        """All of one moment."""
         status, _, text = self.ask("/metrics")
         assert status == 200
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
-                    return sample.value
-        return 0.0
+        return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def metric(self, name, **labels):
+        return value_of(self.samples(), name, **labels)
 
     def requests(self):
         """How many there are, by state."""
-        return {state: self.metric("kvstore_serving_requests", state=state) for state in ("waiting", "loading", "running", "closing")}
+        samples = self.samples()
+        return {state: value_of(samples, "kvstore_serving_requests", state=state) for state in ("waiting", "loading", "running", "closing")}
 
     def wait_until(self, what, is_true, seconds=30):
         end = time.monotonic() + seconds
@@ -103,6 +104,11 @@ class EngineServer:
 
     def wait_until_idle(self):
         self.wait_until("idle", lambda: not any(self.requests().values()))
+
+
+def value_of(samples, name, **labels):
+    """0 where there is no such sample."""
+    return next((sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()), 0.0)
 
 
 def generate(model, folder, prompt, max_tokens, *flags):
