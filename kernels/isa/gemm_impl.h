@@ -168,6 +168,14 @@ inline void GemmTyped(const GemmArgs& g, const GemmBlock& block, float* scratch)
     for (; panel < block.panel_end; ++panel) GemmNarrow<1, Weight>(g, block, panel);
     return;
   }
+  if (rows <= 2 * kTileRows) {  // widening twice costs less than through memory
+    GemmBlock halves[2] = {block, block};
+    halves[0].row_end = halves[1].row_begin = block.row_begin + (rows + 1) / 2;
+    for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
+      for (const GemmBlock& half : halves) GemmNarrow<1, Weight>(g, half, panel);
+    }
+    return;
+  }
   for (int64_t k_begin = 0; k_begin < g.k; k_begin += kGemmDepth) {
     const int64_t depth = g.k - k_begin < kGemmDepth ? g.k - k_begin : kGemmDepth;
     int64_t panel = block.panel_begin;
