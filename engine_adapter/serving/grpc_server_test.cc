@@ -30,9 +30,8 @@ class GrpcServerTest : public testing::Test {
     options.step_tokens = 16;
     if (options.sequences_max > 16) options.sequences_max = 16;
     scheduler_ = std::make_unique<Scheduler>(
-        *model_.backend,
-        [this] { return std::make_unique<PrivatePages>(model_.backend->page_memory()); }, options,
-        metrics_);
+        backend_, [this] { return std::make_unique<PrivatePages>(model_.backend->page_memory()); },
+        options, metrics_);
     service_ = std::make_unique<CompletionService>(
         ServedModel{.name = "m", .context_tokens = 512, .default_max_tokens = 20}, tokenizer_,
         std::nullopt, *scheduler_, metrics_);
@@ -76,6 +75,7 @@ class GrpcServerTest : public testing::Test {
   }
 
   TestModel model_;
+  FaultyBackend backend_{*model_.backend};
   Tokenizer tokenizer_ = ByteTokenizer();
   ServingMetrics metrics_;
   TaskThreads edge_{"kv-edge", 2, 64};
@@ -116,6 +116,7 @@ TEST_F(GrpcServerTest, ATextIsTokenizedAndAStopStringEndsTheAnswer) {
 }
 
 TEST_F(GrpcServerTest, CancellingACallEndsItsRequest) {
+  backend_.pass_ms = 10;  // no answer ends by itself meanwhile
   Start();
   for (int i = 0; i < 20; ++i) {
     grpc::ClientContext context;
@@ -156,6 +157,7 @@ TEST_F(GrpcServerTest, RefusesBadRequestsWithTheirCode) {
 }
 
 TEST_F(GrpcServerTest, AFullQueueIsResourceExhausted) {
+  backend_.pass_ms = 10;  // the first one is still at it
   Start({.queue_max = 0, .sequences_max = 1});
   grpc::ClientContext context;
   const auto reader = stub_->Generate(&context, Request({1}, 500));

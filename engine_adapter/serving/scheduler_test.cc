@@ -94,27 +94,6 @@ class GatedPages final : public PrefixCache {
   bool is_finished_ = false;
 };
 
-// The model's, until it fails.
-class FailingBackend final : public Backend {
- public:
-  explicit FailingBackend(Backend& backend) : backend_(backend) {}
-
-  const ModelConfig& config() const override { return backend_.config(); }
-  const KvLayout& kv_layout() const override { return backend_.kv_layout(); }
-  int64_t pass_tokens_max() const override { return backend_.pass_tokens_max(); }
-  PageMemory& page_memory() override { return backend_.page_memory(); }
-  std::string_view numerics_class() const override { return backend_.numerics_class(); }
-  std::string_view device_name() const override { return backend_.device_name(); }
-  absl::Status Forward(const ForwardPass& pass) override {
-    return has_failed_ ? absl::UnavailableError("the device is lost") : backend_.Forward(pass);
-  }
-
-  std::atomic<bool> has_failed_{false};
-
- private:
-  Backend& backend_;
-};
-
 class SchedulerTest : public testing::Test {
  protected:
   void Start(SchedulerOptions options) {
@@ -297,7 +276,7 @@ TEST_F(SchedulerTest, PageWorkOnTheEnginesThreadGivesTheSameTokens) {
 }
 
 TEST_F(SchedulerTest, AStepThatFailsEndsItsRequestsWithItsReasonAndShows) {
-  FailingBackend backend(*model_.backend);
+  FaultyBackend backend(*model_.backend);
   std::atomic<int> told{0};
   Scheduler scheduler(
       backend,
@@ -308,13 +287,13 @@ TEST_F(SchedulerTest, AStepThatFailsEndsItsRequestsWithItsReasonAndShows) {
     EXPECT_TRUE(scheduler.Submit(Request(1, 20, 3), sink).ok());
     return sink->Wait();
   };
-  backend.has_failed_ = true;
+  backend.has_failed = true;
   const AnswerEnd failed = run();
   EXPECT_EQ(failed.reason, EndReason::kFailed);
   EXPECT_EQ(failed.status, absl::UnavailableError("the device is lost"));
   EXPECT_EQ(told, 1);
   EXPECT_TRUE(metrics_.is_failing());
-  backend.has_failed_ = false;
+  backend.has_failed = false;
   EXPECT_EQ(run().reason, EndReason::kLength);
   EXPECT_FALSE(metrics_.is_failing());
   scheduler.Stop(absl::InfiniteFuture());

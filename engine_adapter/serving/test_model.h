@@ -3,11 +3,14 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "engine_adapter/llama/generate.h"
 #include "engine_adapter/llama/test_model_files.h"
 #include "engine_adapter/llama/test_random_model.h"
@@ -63,15 +66,17 @@ struct TestModel {
     RandomModelWriter({.vocab = 256}, 42).Write(folder.path());
     config = *ReadModelConfig(folder.path());
     weights = std::make_unique<ModelWeights>(*ModelWeights::Open(folder.path(), config));
-    backend = *CreateCpuBackend(
-        config, *weights,
-        {.block_tokens = 16, .num_threads = 1, .pass_tokens_max = pass_tokens_max});
+    for (std::unique_ptr<Backend>* made : {&backend, &reference}) {
+      *made = *CreateCpuBackend(
+          config, *weights,
+          {.block_tokens = 16, .num_threads = 1, .pass_tokens_max = pass_tokens_max});
+    }
   }
 
   // What the request gets when nobody else is there.
   std::vector<uint32_t> Alone(const GenerateRequest& request) const {
-    PrivatePages pages(backend->page_memory());
-    auto result = Generate(*backend, pages, request, {});
+    PrivatePages pages(reference->page_memory());
+    auto result = Generate(*reference, pages, request, {});
     EXPECT_TRUE(result.ok()) << result.status();
     return result->output_ids;
   }
@@ -80,6 +85,30 @@ struct TestModel {
   ModelConfig config;
   std::unique_ptr<ModelWeights> weights;
   std::unique_ptr<Backend> backend;
+  std::unique_ptr<Backend> reference;  // of the test's thread: the other one may be at work
+};
+
+// A back-end that fails, or takes its time, when told. `backend` outlives it.
+class FaultyBackend final : public Backend {
+ public:
+  explicit FaultyBackend(Backend& backend) : backend_(backend) {}
+
+  const ModelConfig& config() const override { return backend_.config(); }
+  const KvLayout& kv_layout() const override { return backend_.kv_layout(); }
+  int64_t pass_tokens_max() const override { return backend_.pass_tokens_max(); }
+  PageMemory& page_memory() override { return backend_.page_memory(); }
+  std::string_view numerics_class() const override { return backend_.numerics_class(); }
+  std::string_view device_name() const override { return backend_.device_name(); }
+  absl::Status Forward(const ForwardPass& pass) override {
+    absl::SleepFor(absl::Milliseconds(pass_ms));
+    return has_failed ? absl::UnavailableError("the device is lost") : backend_.Forward(pass);
+  }
+
+  std::atomic<bool> has_failed{false};
+  std::atomic<int> pass_ms{0};
+
+ private:
+  Backend& backend_;
 };
 
 }  // namespace kvstore::engine

@@ -42,7 +42,9 @@ def leases(daemon):
     return daemon.ask("status")["leases"]
 
 
-def test_two_engines_on_one_daemon_share_prefixes(model, daemon, tmp_path):
+@pytest.mark.parametrize("name", ["llama", "qwen3-moe", "deepseek-v2"])
+def test_two_engines_on_one_daemon_share_prefixes(daemon, tmp_path, name):
+    model = make_chat_model(next(case for case in er.CASES if case.name == name), tmp_path)
     expected = generate(model, tmp_path, PROMPT, 8)["output_text"]
     with EngineServer(model, tmp_path, "--store", daemon.target) as first, EngineServer(model, tmp_path, "--store", daemon.target) as second:
         cold = first.complete(prompt=PROMPT, max_tokens=8)
