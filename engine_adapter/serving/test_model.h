@@ -100,7 +100,7 @@ class FaultyBackend final : public Backend {
   std::string_view numerics_class() const override { return backend_.numerics_class(); }
   std::string_view device_name() const override { return backend_.device_name(); }
   absl::Status Forward(const ForwardPass& pass) override {
-    absl::SleepFor(absl::Milliseconds(pass_ms));
+    absl::SleepFor(absl::Milliseconds(pass_ms.load()));
     return has_failed ? absl::UnavailableError("the device is lost") : backend_.Forward(pass);
   }
 
