@@ -96,11 +96,18 @@ class GatedPages final : public PrefixCache {
 
 class SchedulerTest : public testing::Test {
  protected:
-  void Start(SchedulerOptions options) {
+  // With a pass that takes at least 5 ms no long answer ends by itself while a test looks on.
+  void StartSlow(const SchedulerOptions& options) {
+    slow_.pass_ms = 5;
+    Start(options, slow_);
+  }
+  void Start(const SchedulerOptions& options) { Start(options, *model_.backend); }
+
+  void Start(SchedulerOptions options, Backend& backend) {
     if (options.kv_tokens_max == 0) options.kv_tokens_max = 1 << 20;
     ASSERT_TRUE(options.Validate(*model_.backend).ok());
     scheduler_ = std::make_unique<Scheduler>(
-        *model_.backend,
+        backend,
         [this] { return std::make_unique<GatedPages>(model_.backend->page_memory(), pages_); },
         options, metrics_);
   }
@@ -127,6 +134,7 @@ class SchedulerTest : public testing::Test {
   }
 
   TestModel model_;
+  FaultyBackend slow_{*model_.backend};
   Pages pages_;
   ServingMetrics metrics_;
   std::unique_ptr<Scheduler> scheduler_;  // ends first
@@ -205,7 +213,7 @@ TEST_F(SchedulerTest, RequestsBeyondTheMemoryWaitAndOnesThatNeverFitAreRefused) 
 
 TEST_F(SchedulerTest, CancellingEndsARequestWhereverItIsAndGivesItsPagesBack) {
   const auto gate = std::make_shared<absl::Notification>();
-  Start({.sequences_max = 2, .step_tokens = 16});
+  StartSlow({.sequences_max = 2, .step_tokens = 16});
   const auto running = Submit(Request(1, 20, 490));
   running->WaitForTokens(2);
   pages_.load_gate = gate;
@@ -242,7 +250,7 @@ TEST_F(SchedulerTest, DrainingFinishesWhatIsHereAndTakesNoMore) {
 }
 
 TEST_F(SchedulerTest, StoppingCancelsWhatIsNotDoneInTime) {
-  Start({.sequences_max = 1, .step_tokens = 16});
+  StartSlow({.sequences_max = 1, .step_tokens = 16});
   const auto running = Submit(Request(1, 20, 490)), waiting = Submit(Request(2, 20, 490));
   running->WaitForTokens(1);
   EXPECT_EQ(scheduler_->Stop(absl::Now()), 2);

@@ -88,7 +88,8 @@ inline void ComputeTile(const Tile<Weight>& t) {
   }
 }
 
-// Runs `rows` (at most kRows) rows of a tile: the same chain for each element, whatever the shape.
+// Runs `rows` (at most kTileRows) rows of a tile: the same chain for each element, whatever the
+// shape.
 template <int kPanels, int kRows = kTileRows, typename Weight>
 inline void ComputeRows(const Tile<Weight>& t, int64_t rows) {
   if constexpr (kRows > 0) {
@@ -96,9 +97,6 @@ inline void ComputeRows(const Tile<Weight>& t, int64_t rows) {
     return ComputeRows<kPanels, kRows - 1>(t, rows);
   }
 }
-
-// Rows x panels that the registers of a tile hold.
-inline constexpr int kTileElements = kTileRows * kTilePanels;
 
 // Few rows: the weights are read once, so they are widened on the way, several panels at a time to
 // keep enough independent chains in flight.
@@ -117,8 +115,11 @@ inline void GemmNarrow(const GemmArgs& g, const GemmBlock& block, int64_t panel)
   t.depth = g.k;
   t.start = g.bias != nullptr ? Start::kBias : Start::kZero;
   t.start_values = g.bias != nullptr ? g.bias + column : nullptr;
-  constexpr int kFitting = kTileElements / kPanels;
-  ComputeRows < kPanels, kFitting<kTileRows ? kFitting : kTileRows>(t, rows);
+  if constexpr (kPanels == 4) {
+    ComputeTile<1, 4>(t);
+  } else {
+    ComputeRows<kPanels>(t, rows);
+  }
 }
 
 // Many rows: a block of `depth` x panels of weights is widened into scratch and used by every tile
@@ -148,15 +149,11 @@ inline void GemmWide(const GemmArgs& g, const GemmBlock& block, int64_t panel, i
   t.depth = depth;
   t.start = k_begin > 0 ? Start::kC : (g.bias != nullptr ? Start::kBias : Start::kZero);
   t.start_values = g.bias != nullptr ? g.bias + column : nullptr;
-  // Tiles of about the same size: a small one at the end would wait for its own few chains.
-  const int64_t num_rows = block.row_end - block.row_begin;
-  const int64_t num_tiles = (num_rows + kTileRows - 1) / kTileRows;
-  const int64_t tile_rows = (num_rows + num_tiles - 1) / num_tiles;
-  for (int64_t row = block.row_begin; row < block.row_end; row += tile_rows) {
+  for (int64_t row = block.row_begin; row < block.row_end; row += kTileRows) {
     t.a = g.a + row * g.a_stride + k_begin;
     t.c = g.c + row * g.c_stride + column;
     const int64_t rows = block.row_end - row;
-    ComputeRows<kPanels>(t, rows < tile_rows ? rows : tile_rows);
+    ComputeRows<kPanels>(t, rows < kTileRows ? rows : kTileRows);
   }
 }
 
@@ -165,13 +162,18 @@ inline void GemmTyped(const GemmArgs& g, const GemmBlock& block, float* scratch)
   const int64_t rows = block.row_end - block.row_begin;
   if (rows <= kTileRows) {
     int64_t panel = block.panel_begin;
-    if (rows * 4 <= kTileElements) {
+    if (rows == 1) {
       for (; panel + 4 <= block.panel_end; panel += 4) GemmNarrow<4, Weight>(g, block, panel);
     }
-    if (rows * 2 <= kTileElements) {
-      for (; panel + 2 <= block.panel_end; panel += 2) GemmNarrow<2, Weight>(g, block, panel);
-    }
     for (; panel < block.panel_end; ++panel) GemmNarrow<1, Weight>(g, block, panel);
+    return;
+  }
+  if (rows <= 2 * kTileRows) {  // widening twice costs less than through memory
+    GemmBlock halves[2] = {block, block};
+    halves[0].row_end = halves[1].row_begin = block.row_begin + (rows + 1) / 2;
+    for (int64_t panel = block.panel_begin; panel < block.panel_end; ++panel) {
+      for (const GemmBlock& half : halves) GemmNarrow<1, Weight>(g, half, panel);
+    }
     return;
   }
   for (int64_t k_begin = 0; k_begin < g.k; k_begin += kGemmDepth) {
