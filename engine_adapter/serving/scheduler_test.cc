@@ -130,6 +130,7 @@ class SchedulerTest : public testing::Test {
 
   void WaitUntilEmpty() {
     const auto is_empty = [this] {
+      if (scheduler_ == nullptr) return pages_.open == 0;
       const SchedulerState state = scheduler_->state();
       return state.waiting + state.loading + state.running + state.closing == 0;
     };
