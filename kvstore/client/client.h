@@ -120,11 +120,10 @@ class Lease {
   // Waits until `block` can be read. Errors: DataLoss / Unavailable, the block was lost: use the
   // prefix before it; DeadlineExceeded.
   absl::StatusOr<PageView> WaitReady(uint32_t block, absl::Time deadline);
-  // Waits until the leading slices of `block` up to `slice` can be read, which may be before the
-  // whole page is there (Readiness::kBySlice): read no others of what is returned. As long as the
-  // page is not whole it may still be lost: IsCurrent() is false then, CopySlice() says Aborted.
-  // Errors: as WaitReady; InvalidArgument, no such slice.
-  absl::StatusOr<PageView> WaitSlice(uint32_t block, uint32_t slice, absl::Time deadline);
+  // Waits until CopySlice() need not, which may be before the whole page is there
+  // (Readiness::kBySlice). Such a page may still be lost and come again elsewhere: it is not used in
+  // place. Errors: as WaitReady; InvalidArgument, no such slice.
+  absl::Status WaitSlice(uint32_t block, uint32_t slice, absl::Time deadline);
   // Copies the page of `block` into `page` (spec.shape.page_bytes() bytes) and checks its bytes
   // and, afterwards, that the slot still was ours. On an error `page` holds garbage: treat the
   // block as a miss; it has been reported to the daemon. Errors: as WaitReady; DataLoss, bytes

@@ -251,18 +251,19 @@ uint32_t Lease::matched_blocks() const { return state_->matched_blocks(); }
 std::optional<Tier> Lease::ReadyTier(uint32_t block) const { return state_->ReadyTier(block); }
 
 absl::StatusOr<PageView> Lease::WaitReady(uint32_t block, absl::Time deadline) {
-  return WaitSlice(block, state_->shape.num_slices - 1, deadline);
-}
-
-absl::StatusOr<PageView> Lease::WaitSlice(uint32_t block, uint32_t slice, absl::Time deadline) {
-  RETURN_IF_ERROR(state_->CheckSlice(slice));
-  ASSIGN_OR_RETURN(State::Location location, state_->Wait(block, slice + 1, deadline));
+  ASSIGN_OR_RETURN(State::Location location,
+                   state_->Wait(block, state_->shape.num_slices, deadline));
   return PageView{.slot = location.slot(),
                   .device_slot = location.device_slot(),
                   .tier = location.tier,
                   .found_in = location.found_in,
                   .page_checksum = location.page_checksum,
                   .generation = location.generation};
+}
+
+absl::Status Lease::WaitSlice(uint32_t block, uint32_t slice, absl::Time deadline) {
+  RETURN_IF_ERROR(state_->CheckSlice(slice));
+  return state_->Wait(block, slice + 1, deadline).status();
 }
 
 absl::Status Lease::CopyPage(uint32_t block, std::byte* page, absl::Time deadline) {

@@ -86,6 +86,20 @@ TEST(Translate, AnUpdateWithoutGapsCarriesItsFirstPositionOnly) {
   EXPECT_EQ(out.first_block(), 7u);
 }
 
+TEST(Translate, SlicesAreWrittenForPagesInPartOnly) {
+  store::AcquireUpdate update;
+  update.ready.resize(2);
+  update.ready[1].block = 1;
+  v1::AcquireResponse whole, part;
+  WriteAcquireUpdate(update, &whole);
+  EXPECT_EQ(whole.ready_slices_size(), 0) << "as to clients that do not know of slices";
+  update.ready[1].leading_slices = 3;
+  WriteAcquireUpdate(update, &part);
+  ASSERT_EQ(part.ready_slices_size(), 2);
+  EXPECT_EQ(part.ready_slices(0), 0u);
+  EXPECT_EQ(part.ready_slices(1), 3u);
+}
+
 TEST(Translate, TokensGiveTheHashesOfWholeBlocks) {
   store::Store::OpenedNamespace ns;
   ns.spec.block_tokens = 4;

@@ -98,6 +98,9 @@ class FileMover {
     uint32_t inflight_max = 1024;  // queue_depth to 65536
     BackendKind backend = BackendKind::kAuto;
     uint32_t num_threads = 16;  // of the pread/pwrite backend
+    // Of operations in pieces that advance together; later ones begin when these end, so that not
+    // all of them end late. One is always let in. Here: half a second at 2 GB/s.
+    uint64_t pieces_bytes_max = uint64_t{1} << 30;
     uint32_t registered_files_max = 64;
     uint32_t registered_buffers_max = 1024;  // of at most 1 GiB each
     std::string thread_name = "kv-file";     // at most 15 characters

@@ -74,8 +74,9 @@ class ScriptedBackend final : public IoBackend {
 
 class FileMoverFaultTest : public testing::Test {
  protected:
-  void Make(uint32_t depth = 4, uint32_t inflight_max = 64) {
-    FileMover::Options options{.queue_depth = depth, .inflight_max = inflight_max};
+  void Make(uint32_t depth = 4, uint32_t inflight_max = 64, uint64_t pieces_bytes_max = 1 << 20) {
+    FileMover::Options options{
+        .queue_depth = depth, .inflight_max = inflight_max, .pieces_bytes_max = pieces_bytes_max};
     options.make_backend = [this]() -> absl::StatusOr<std::unique_ptr<IoBackend>> {
       return std::make_unique<ScriptedBackend>(kernel_);
     };
@@ -204,6 +205,43 @@ TEST_F(FileMoverPieces, TailsComeFirstAndThenPiecesInTurn) {
   EXPECT_EQ(Offsets(), (std::vector<uint64_t>{8192, 16384 + 8192, 0, 16384, 4096, 16384 + 4096}));
   EXPECT_EQ(a.told, (std::vector<uint64_t>{0, 4096, 8192}));
   EXPECT_EQ(mover_->stats().read_bytes, 2u * 12288);
+}
+
+TEST_F(FileMoverPieces, WhatComesLaterBeginsWhenTheFirstEnd) {
+  kernel_.on_start = [](ScriptedKernel& kernel, const IoRequest& request) {
+    kernel.Report(request.tag, Bytes(request));
+  };
+  Make(/*depth=*/4, /*inflight_max=*/64, /*pieces_bytes_max=*/2 * 12288);
+  Outcome reads[4];
+  for (uint64_t i = 0; i < 4; ++i) {
+    const auto must_be_let_in = [i, &reads](uint64_t) {
+      EXPECT_TRUE(i < 2 || reads[0].done.HasBeenNotified() || reads[1].done.HasBeenNotified());
+      absl::SleepFor(absl::Milliseconds(2));  // all four are there by then
+      return absl::OkStatus();
+    };
+    Start(reads[i], i * 12288, must_be_let_in);
+  }
+  for (Outcome& read : reads) {
+    read.done.WaitForNotification();
+    EXPECT_TRUE(read.result.status.ok());
+  }
+}
+
+TEST_F(FileMoverPieces, WhatWaitsToBeLetInEndsAtItsDeadline) {
+  kernel_.on_start = [](ScriptedKernel&, const IoRequest&) {};  // nothing ends
+  kernel_.on_cancel = [](ScriptedKernel& kernel, uint64_t tag) { kernel.Report(tag, -ECANCELED); };
+  Make(/*depth=*/4, /*inflight_max=*/64, /*pieces_bytes_max=*/12288);
+  Outcome first, second, third;
+  const absl::Time deadline = clock_.Now() + absl::Milliseconds(30);
+  Start(first, 0, Fine, deadline + absl::Milliseconds(30));
+  Start(second, 12288, Fine, deadline);
+  second.done.WaitForNotification();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(second.result.status));
+  EXPECT_EQ(second.result.error_number, 0) << "the device was not asked";
+  first.done.WaitForNotification();
+  Start(third, 24576, Fine, clock_.Now() + absl::Milliseconds(20));
+  third.done.WaitForNotification();
+  EXPECT_EQ(third.result.error_number, ETIME) << "it was let in";
 }
 
 TEST_F(FileMoverPieces, AShortPieceIsContinuedBeforeItIsTold) {

@@ -65,6 +65,8 @@ class FileMover::Impl {
   void HandleResult(const IoResult& result);
   void Retry(uint32_t index);
   void FinishArrived();
+  void Queue(uint32_t index);
+  void LetPiecesIn();
   void FinishPiece(uint32_t index, ActiveOperation& active);
   void Finish(uint32_t index, FileResult result) ABSL_LOCKS_EXCLUDED(mutex_);
   std::string Describe(const ActiveOperation& active) const;
@@ -83,6 +85,8 @@ class FileMover::Impl {
   OperationTable table_;
   std::vector<File> files_;
   std::deque<uint64_t> waiting_;  // tags; those of operations that ended meanwhile are skipped
+  std::deque<uint64_t> later_;    // as waiting_: in pieces, and over options_.pieces_bytes_max
+  uint64_t pieces_bytes_ = 0;     // of operations in pieces that have begun
   std::deque<uint32_t> arrived_;
   absl::btree_set<std::pair<absl::Time, uint32_t>> deadlines_;
   uint32_t in_kernel_ = 0;

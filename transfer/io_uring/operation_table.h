@@ -26,6 +26,7 @@ struct ActiveOperation {
   State state = State::kFree;
   bool is_prepared = false;
   bool cancel_asked = false;
+  bool is_in_pieces = false;  // and counted in FileMover::Impl::pieces_bytes_
   uint32_t generation = 0;
   uint32_t retries = 0;
   int buffer_index = -1;

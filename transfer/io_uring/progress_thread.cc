@@ -165,11 +165,34 @@ bool FileMover::Impl::TakeIncoming() {
     ActiveOperation& active = table_.at(index);
     active.buffer_index = item.buffer_index;
     SetParts(active);
-    waiting_.push_back(table_.Tag(index));
+    Queue(index);
     if (deadline != absl::InfiniteFuture()) deadlines_.emplace(deadline, index);
   }
   if (!to_register.empty()) RegisterPieces(to_register.front());
   return true;
+}
+
+void FileMover::Impl::Queue(uint32_t index) {
+  const bool is_in_pieces = table_.at(index).operation.piece_bytes > 0;
+  (is_in_pieces ? later_ : waiting_).push_back(table_.Tag(index));
+  if (is_in_pieces) LetPiecesIn();
+}
+
+void FileMover::Impl::LetPiecesIn() {
+  while (!later_.empty()) {
+    const uint64_t tag = later_.front();
+    const auto index = static_cast<uint32_t>(tag);
+    ActiveOperation& active = table_.at(index);
+    const bool has_ended = table_.Tag(index) != tag || active.state != State::kWaiting;
+    const uint64_t bytes = active.operation.bytes();
+    if (!has_ended && pieces_bytes_ > 0 && pieces_bytes_ + bytes > options_.pieces_bytes_max)
+      return;
+    later_.pop_front();
+    if (has_ended) continue;
+    active.is_in_pieces = true;
+    pieces_bytes_ += bytes;
+    waiting_.push_back(tag);
+  }
 }
 
 void FileMover::Impl::RegisterPieces(MutableRegion region) {
@@ -403,7 +426,12 @@ void FileMover::Impl::Finish(uint32_t index, FileResult result) {
     }
   }
   FileOperation::Done done = std::move(active.operation.done);
+  const uint64_t in_pieces = active.is_in_pieces ? active.operation.bytes() : 0;
   table_.Remove(index);
+  if (in_pieces > 0) {
+    pieces_bytes_ -= in_pieces;
+    LetPiecesIn();
+  }
   if (done) done(std::move(result));
 }
 
