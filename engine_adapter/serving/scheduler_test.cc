@@ -129,7 +129,12 @@ class SchedulerTest : public testing::Test {
   }
 
   void WaitUntilEmpty() {
-    for (int i = 0; i < 3000 && pages_.open > 0; ++i) absl::SleepFor(absl::Milliseconds(10));
+    const auto is_empty = [this] {
+      const SchedulerState state = scheduler_->state();
+      return state.waiting + state.loading + state.running + state.closing == 0;
+    };
+    for (int i = 0; i < 3000 && !is_empty(); ++i) absl::SleepFor(absl::Milliseconds(10));
+    EXPECT_TRUE(is_empty());
     EXPECT_EQ(pages_.open, 0);
   }
 
