@@ -131,8 +131,8 @@ bool Scheduler::TakeNews(std::vector<JobPtr>& started, std::vector<JobPtr>& canc
   if (running_.empty()) mutex_.Await(absl::Condition(this, &Scheduler::HasNews));
   if (is_stopping_) return false;
   if (std::exchange(has_cancelled_, false)) {
-    const auto stays = [this](const JobPtr& job) {
-      return !cancels_all_ && !job->sink->is_cancelled();
+    const auto stays = [cancels_all = cancels_all_](const JobPtr& job) {
+      return !cancels_all && !job->sink->is_cancelled();
     };
     const auto first = std::stable_partition(waiting_.begin(), waiting_.end(), stays);
     std::move(first, waiting_.end(), std::back_inserter(cancelled));
