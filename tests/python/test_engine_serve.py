@@ -280,7 +280,7 @@ def test_sigterm_finishes_what_is_under_way_and_refuses_the_rest(model, tmp_path
         expected = server.complete(prompt=WORDS, max_tokens=1500)["choices"][0]["text"]
         with ThreadPoolExecutor() as pool:
             running = [pool.submit(server.complete, prompt=WORDS, max_tokens=1500) for _ in range(3)]
-            server.wait_until("they run", lambda: server.requests()["running"] == 2)
+            server.wait_until("all are there", lambda: (server.requests()["running"], server.requests()["waiting"]) == (2, 1))
             server.terminate()
             server.wait_until("draining", lambda: server.ask("/health")[0] == 503)
             status, fields, text = server.ask("/v1/completions", {"model": "m", "prompt": "p"})
