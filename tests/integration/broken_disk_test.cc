@@ -1,6 +1,5 @@
 // A whole daemon whose NVMe directory lies on a file system that hangs or is full: what DRAM holds
 // is served as before, and the daemon ends when it is told to.
-#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/stat.h>
@@ -8,8 +7,6 @@
 #include <atomic>
 #include <thread>
 
-#include "kvstore/client/channel.h"
-#include "kvstore/v1/admin.grpc.pb.h"
 #include "tests/integration/daemon_process.h"
 #include "tests/integration/paired_times.h"
 #include "tests/support/fault_fs/fault_fs_mount.h"
@@ -39,7 +36,7 @@ class BrokenDisk : public ::testing::Test {
     ASSERT_TRUE(Eventually(absl::Seconds(20), [&] {
       return Nvme().pages() >= kColdBlocks + kHotBlocks;
     })) << "not written behind";
-    EvictCold();
+    (void)daemon_.Evict("cold", v1::TIER_DRAM);
   }
   Namespace Open(const std::string& name, size_t blocks, std::vector<BlockHash>* hashes) {
     NamespaceSpec spec = SmallSpec();
@@ -56,17 +53,6 @@ class BrokenDisk : public ::testing::Test {
       if (tier.tier() == v1::TIER_NVME) return tier;
     }
     return {};
-  }
-  void EvictCold() {
-    const auto admin =
-        v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon_.target())));
-    v1::EvictRequest request;
-    request.set_namespace_("cold");
-    request.set_tier(v1::TIER_DRAM);
-    grpc::ClientContext context;
-    v1::EvictResponse response;
-    const grpc::Status status = admin->Evict(&context, request, &response);
-    EXPECT_TRUE(status.ok()) << status.error_message();
   }
   // Acquires what DRAM holds and copies its first page.
   void AcquireHot() {
@@ -116,7 +102,7 @@ TEST_F(BrokenDisk, WhatDramHoldsIsServedAsBeforeWhileTheDiskHangs) {
   for (int round = 0; round < 5; ++round) {
     const absl::Duration acquire = P99(150, [&] { AcquireHot(); });
     const absl::Duration get = P99(150, [&] { GetHot(); });
-    EvictCold();
+    (void)daemon_.Evict("cold", v1::TIER_DRAM);
     ASSERT_TRUE(disk_->Set("only pages"));
     ASSERT_TRUE(disk_->Set("stall 120000"));
     std::atomic<bool> stop{false};
@@ -144,7 +130,7 @@ TEST_F(BrokenDisk, ReadsAreAsBeforeWhileTheDiskIsFullAndItComesBackWithinTenSeco
   PairedTimes acquires("acquire", 2), loads("load from NVMe", 2);
   std::vector<std::byte> page(cold_.spec.shape.page_bytes());
   const auto load_cold = [&] {
-    EvictCold();
+    (void)daemon_.Evict("cold", v1::TIER_DRAM);
     const absl::Time deadline = absl::Now() + absl::Seconds(2);
     auto lease = client_->Acquire(cold_, cold_hashes_, HottestTier::kDram, deadline);
     ASSERT_TRUE(lease.ok() && lease->matched_blocks() == kColdBlocks) << lease.status();

@@ -2,7 +2,6 @@
 // where; faults are recomputed. Skipped, visibly, where there is no device that it runs on.
 #include <cuda_runtime_api.h>
 #include <gmock/gmock.h>
-#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -16,8 +15,6 @@
 #include "engine_adapter/llama/test_model_files.h"
 #include "engine_adapter/llama/test_random_model.h"
 #include "engine_adapter/llama_cuda/cuda_backend.h"
-#include "kvstore/client/channel.h"
-#include "kvstore/v1/admin.grpc.pb.h"
 #include "tests/integration/daemon_process.h"
 
 namespace kvstore::testing {
@@ -129,18 +126,6 @@ class CudaEngine : public ::testing::Test {
       prompt.push_back(random() % 1000);
     return prompt;
   }
-  void Evict(v1::Tier tier) {
-    const auto channel = *client::MakeChannel(*client::AdminTarget(daemon_.target()));
-    const auto admin = v1::Admin::NewStub(channel);
-    grpc::ClientContext context;
-    v1::EvictRequest request;
-    request.set_namespace_("random");
-    request.set_tier(tier);
-    v1::EvictResponse response;
-    const grpc::Status status = admin->Evict(&context, request, &response);
-    ASSERT_TRUE(status.ok()) << status.error_message();
-    ASSERT_EQ(response.skipped_blocks(), 0u);
-  }
   void WaitUntilWritten() {
     ASSERT_TRUE(Eventually(absl::Seconds(20), [this] {
       const v1::StatusResponse status = daemon_.Status();
@@ -158,8 +143,12 @@ class CudaEngine : public ::testing::Test {
     for (int64_t blocks = 1; blocks <= kBlocks; ++blocks) {
       SCOPED_TRACE(absl::StrCat(blocks, " blocks from ", std::string(BlockSourceName(source))));
       WaitUntilWritten();
-      if (source != BlockSource::kGpu) Evict(v1::TIER_GPU);
-      if (source == BlockSource::kNvme) Evict(v1::TIER_DRAM);
+      for (const v1::Tier tier : {v1::TIER_GPU, v1::TIER_DRAM}) {
+        const bool is_hotter =
+            source == BlockSource::kNvme || (source == BlockSource::kDram && tier == v1::TIER_GPU);
+        if (!is_hotter) continue;
+        EXPECT_EQ(daemon_.Evict("random", tier).skipped_blocks(), 0u);
+      }
       const std::vector<uint32_t> prompt = Prompt(
           common, blocks, static_cast<uint32_t>(source) * 100 + static_cast<uint32_t>(blocks));
       const Outcome cold = RunAlone(prompt), hit = RunWithStore(prompt);

@@ -221,6 +221,19 @@ v1::StatusResponse DaemonProcess::Status() const {
   return response;
 }
 
+v1::EvictResponse DaemonProcess::Evict(const std::string& ns, v1::Tier tier) const {
+  auto stub = v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(target())));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(30));
+  v1::EvictRequest request;
+  request.set_namespace_(ns);
+  request.set_tier(tier);
+  v1::EvictResponse response;
+  const grpc::Status status = stub->Evict(&context, request, &response);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  return response;
+}
+
 NamespaceSpec SmallSpec(uint32_t num_slices, uint32_t slice_bytes) {
   NamespaceSpec spec;
   spec.model = "test-model";

@@ -57,6 +57,8 @@ class DaemonProcess {
 
   std::unique_ptr<client::Client> Connect(client::ClientOptions options = {}) const;
   v1::StatusResponse Status() const;
+  // Empties a tier of a namespace's blocks that lie in another one too.
+  v1::EvictResponse Evict(const std::string& ns, v1::Tier tier) const;
 
  private:
   void WaitUntilItAnswers();

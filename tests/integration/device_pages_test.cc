@@ -1,7 +1,6 @@
 // StorePages for a back-end on a device, with a real daemon and a CUDA driver without a device: the
 // driver does its work late, in any order that streams allow, and poisons what is on its way.
 #include <gmock/gmock.h>
-#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -10,8 +9,6 @@
 #include "engine_adapter/connector/store_pages.h"
 #include "engine_adapter/connector_cuda/cuda_page_mover.h"
 #include "kernels/page_checksum.h"
-#include "kvstore/client/channel.h"
-#include "kvstore/v1/admin.grpc.pb.h"
 #include "tests/integration/daemon_process.h"
 #include "tests/support/fake_cuda_driver.h"
 #include "transfer/cuda/device_memory.h"
@@ -158,18 +155,6 @@ class DevicePages : public ::testing::Test {
     }
     return true;
   }
-  void Evict(v1::Tier tier) {
-    const auto channel = *client::MakeChannel(*client::AdminTarget(daemon_.target()));
-    const auto admin = v1::Admin::NewStub(channel);
-    grpc::ClientContext context;
-    v1::EvictRequest request;
-    request.set_namespace_("small");
-    request.set_tier(tier);
-    v1::EvictResponse response;
-    const grpc::Status status = admin->Evict(&context, request, &response);
-    ASSERT_TRUE(status.ok()) << status.error_message();
-    ASSERT_EQ(response.skipped_blocks(), 0u);
-  }
   // Once nothing moves.
   uint64_t PagesIn(v1::Tier which) const {
     const v1::StatusResponse status = daemon_.Status();
@@ -232,7 +217,7 @@ TEST_F(DevicePages, BlocksThatComeFromDiskAreWaitedForAndCountedThere) {
   const std::vector<uint32_t> tokens = Tokens(spec_, 24, 1);
   Put(tokens);
   ASSERT_TRUE(Eventually(absl::Seconds(10), [&] { return PagesIn(v1::TIER_NVME) == 24; }));
-  ASSERT_NO_FATAL_FAILURE(Evict(v1::TIER_DRAM));
+  ASSERT_EQ(daemon_.Evict("small", v1::TIER_DRAM).skipped_blocks(), 0u);
   Put(Tokens(spec_, 4, 2));
   const auto pages = MakePages();
   EXPECT_EQ(pages->LoadPrefix(tokens).num_blocks, 24);

@@ -1,7 +1,6 @@
 // What monitoring is told while a disk misbehaves: each number of rule "counters prove it" moves
 // when its fault is made, on the page of a real daemon.
 #include <arpa/inet.h>
-#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -12,8 +11,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvstore/base/unique_fd.h"
-#include "kvstore/client/channel.h"
-#include "kvstore/v1/admin.grpc.pb.h"
 #include "tests/integration/daemon_process.h"
 #include "tests/support/fault_fs/fault_fs_mount.h"
 
@@ -42,19 +39,10 @@ class FaultMetrics : public ::testing::Test {
     ASSERT_TRUE(client_->Put(ns_, hashes_, PagesBytes(ns_.spec, hashes_)).ok());
     // What is not on the disk yet cannot be evicted.
     uint64_t evicted = 0;
-    ASSERT_TRUE(Eventually(kLong, [&] { return (evicted += Evict()) == kBlocks; })) << evicted;
+    ASSERT_TRUE(Eventually(kLong, [&] {
+      return (evicted += daemon_.Evict("m", v1::TIER_DRAM).blocks()) == kBlocks;
+    })) << evicted;
     ASSERT_TRUE(disk_->Set("only pages"));
-  }
-  uint64_t Evict() {
-    const auto admin =
-        v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon_.target())));
-    v1::EvictRequest request;
-    request.set_namespace_("m");
-    request.set_tier(v1::TIER_DRAM);
-    grpc::ClientContext context;
-    v1::EvictResponse response;
-    EXPECT_TRUE(admin->Evict(&context, request, &response).ok());
-    return response.blocks();
   }
   std::string Page() const {
     const std::string log = daemon_.Log();

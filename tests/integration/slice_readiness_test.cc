@@ -1,11 +1,8 @@
 // Large pages on their way up from a disk that is let go step by step: an engine reads the first
 // slices of all blocks while the later ones are still on the disk.
-#include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include "kvstore/client/channel.h"
-#include "kvstore/v1/admin.grpc.pb.h"
 #include "tests/integration/daemon_process.h"
 #include "tests/support/fault_fs/fault_fs_mount.h"
 
@@ -43,19 +40,10 @@ class SliceReadiness : public ::testing::Test {
     ASSERT_TRUE(client_->Put(ns_, hashes_, PagesBytes(ns_.spec, hashes_)).ok());
     // What is not on the disk yet cannot be evicted.
     uint64_t evicted = 0;
-    ASSERT_TRUE(Eventually(kLong, [&] { return (evicted += Evict()) == kBlocks; })) << evicted;
+    ASSERT_TRUE(Eventually(kLong, [&] {
+      return (evicted += daemon_.Evict("large", v1::TIER_DRAM).blocks()) == kBlocks;
+    })) << evicted;
     ASSERT_TRUE(disk_->Set("only pages"));
-  }
-  uint64_t Evict() {
-    const auto admin =
-        v1::Admin::NewStub(*client::MakeChannel(*client::AdminTarget(daemon_.target())));
-    v1::EvictRequest request;
-    request.set_namespace_("large");
-    request.set_tier(v1::TIER_DRAM);
-    grpc::ClientContext context;
-    v1::EvictResponse response;
-    EXPECT_TRUE(admin->Evict(&context, request, &response).ok());
-    return response.blocks();
   }
   // What the disk has in hand it gives; what is asked for from then on it keeps.
   void Step() { ASSERT_TRUE(disk_->Set("stall 120000")); }
