@@ -199,6 +199,33 @@ def test_a_rolling_restart_under_running_engines_costs_only_misses(model, daemon
     assert any(report["reused_tokens"] > 0 for report in reports[1]), "nothing was ever reused"
 
 
+def test_a_batch_answers_each_line_in_one_process_as_generate_does(model, daemon, tmp_path):
+    request = Request(model, tmp_path)
+    expected = request.run()
+    logits = tmp_path / "batch.f32"
+    good = {"prompt_ids_file": str(request.ids), "max_tokens": OUTPUT_TOKENS, "logits_out": str(logits)}
+    command = [str(er.kvengine()), "batch", "--model", str(model), "--block-tokens", str(BLOCK_TOKENS), "--store", daemon.target, "--requests", "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def ask(line):
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())  # before the next request is sent
+
+        for reused in (0, PROMPT_TOKENS // BLOCK_TOKENS * BLOCK_TOKENS):
+            answer = ask(json.dumps(good))
+            assert answer["output_ids"] == expected["output_ids"] and answer["reused_tokens"] == reused
+            assert logits.read_bytes() == expected["logits"]
+        bad_requests = {"not json": "request 3", "{}": "one of prompt", '{"prompt_ids": [1, -2]}': "prompt_ids",
+                        '{"prompt_ids": [1], "n": 2}': "n is 2", '{"prompt_ids": [1000000000]}': "vocabulary"}
+        for bad, says in bad_requests.items():
+            error = ask(bad)["error"]
+            assert error["code"] == "INVALID_ARGUMENT" and says in error["message"]
+        assert ask(json.dumps(good))["output_ids"] == expected["output_ids"], "a bad request ends nothing"
+        process.stdin.close()
+        assert process.wait(30) == 1, "one request failed"
+
+
 def test_flipped_bits_on_disk_are_recomputed_and_counted(model, daemon, tmp_path):
     request = Request(model, tmp_path)
     cold = request.run(daemon.target)
